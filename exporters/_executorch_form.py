@@ -1,0 +1,142 @@
+"""What ExecuTorch's delegates want to be different in a program's module before it is exported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tinyvit_edge.deployment import LinearStandardise
+from tinyvit_edge.quantization.qdq import DynamicLinear
+
+__all__ = ["HalfCompute", "HalfStorage", "flatten_rows"]
+
+
+class HalfCompute(nn.Module):
+    """A float32 module computed in float16, with float32 input and output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        module = _replace(deepcopy(module), _half_kernel)
+        self.module = module.half()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, S, S) float32 to (B, classes) float32."""
+        out: Tensor = self.module(image.half()).float()
+        return out
+
+
+class HalfStorage(nn.Module):
+    """A float32 module whose constants are stored in float16 and widened where they are used."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = deepcopy(module).half()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, S, S) float32 to (B, classes) float32."""
+        halves = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        widened = {name: tensor.float() for name, tensor in halves.items()}
+        out: Tensor = functional_call(self.module, widened, (image,))
+        return out
+
+
+def flatten_rows(module: nn.Module) -> nn.Module:
+    """Copy a module so that no run-time quantized Linear gets an input of rank 4.
+
+    XNNPACK's pass for convolution layouts puts a copy between the dequantize and such a Linear,
+    and its serializer then takes the Linear for one with float input and fails. A range covers
+    one row at any rank, so nothing else changes.
+    """
+
+    def make(layer: nn.Module) -> nn.Module | None:
+        return _FlatRows(layer) if isinstance(layer, DynamicLinear) else None
+
+    return _replace(deepcopy(module), make)
+
+
+class _FlatRows(nn.Module):
+    """A Linear that sees inputs of rank 4 as (B, H * W, C)."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if x.ndim < 4:
+            out: Tensor = self.linear(x)
+            return out
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])  # (B, H * W, in)
+        out = self.linear(rows)  # (B, H * W, out)
+        return out.reshape(*x.shape[:-1], -1)
+
+
+class _HalfStandardise(nn.Module):
+    """`LinearStandardise` whose epsilon is a tensor: a Python scalar comes out as a float32
+    constant and a cast on a portable kernel, outside the delegate.
+
+    The squares overflow where an activation is 256 or more away from its token's mean.
+    """
+
+    average: Tensor
+    eps: Tensor
+
+    def __init__(self, norm: LinearStandardise) -> None:
+        super().__init__()
+        self.register_buffer("average", norm.average)
+        self.register_buffer("eps", torch.tensor([norm.eps]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
+        centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
+        variance = F.linear(centred * centred, self.average)  # (..., 1)
+        return centred * torch.rsqrt(variance + self.eps)
+
+
+class _TanhGelu(nn.Module):
+    """GELU in its tanh form, from operators for which XNNPACK has float16 kernels.
+
+    XNNPACK has none for GELU itself: ExecuTorch leaves it outside the delegate
+    (https://github.com/pytorch/executorch/issues/16679), and XNNPACK's generic fallback takes many
+    times as long as the Linear before it. The forms differ by 4.7e-4 at most, half of what float16
+    resolves at 1. Constants are tensors for the reason given in `_HalfStandardise`.
+    """
+
+    half_one: Tensor
+    linear: Tensor
+    cubic: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        slope = math.sqrt(2.0 / math.pi)
+        constants = {"half_one": 0.5, "linear": slope, "cubic": 0.044715 * slope}
+        for name, value in constants.items():
+            self.register_buffer(name, torch.tensor([value]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        half_x = x * self.half_one
+        return half_x + half_x * torch.tanh(x * (self.linear + self.cubic * (x * x)))
+
+
+def _half_kernel(layer: nn.Module) -> nn.Module | None:
+    from transformers.activations import GELUActivation
+
+    if isinstance(layer, LinearStandardise):
+        return _HalfStandardise(layer)
+    return _TanhGelu() if isinstance(layer, (GELUActivation, nn.GELU)) else None
+
+
+def _replace(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Replace, in place and wherever it occurs, each layer for which `make` gives another."""
+    # a shared activation has several names, and each has to be set
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if (made := make(layer)) is not None:
+            module.set_submodule(name, made)
+    return module

@@ -1,0 +1,228 @@
+"""Read a saved ``.pte``: what is delegated, what is stored in which type, what runs in int8.
+
+The file is a flatbuffer program (``program.fbs``) with data segments behind it; an XNNPACK delegate
+is a header, a second flatbuffer (``schema.fbs``, in ExecuTorch's wheel) and, as named segments of
+the file, its constants. ExecuTorch has a reader for the first. For the second it has only a
+writer, which runs its bundled ``flatc`` on that schema; here the same ``flatc`` turns the bytes
+back into JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tinyvit_edge.errors import InputError, UnsupportedError
+from tinyvit_edge.exporters import Audit
+
+__all__ = ["Contents", "audit", "contents"]
+
+_XNNPACK = "XnnpackBackend"
+_STORAGE = {
+    "xnn_datatype_fp32": "float32",
+    "xnn_datatype_fp16": "float16",
+    "xnn_datatype_qint8": "int8",
+    "xnn_datatype_qcint8": "int8",
+    "xnn_datatype_qint32": "int32",
+    "xnn_datatype_qcint32": "int32",
+}
+_INT8_WEIGHTS = {"xnn_datatype_qint8", "xnn_datatype_qcint8"}
+_INT8_INPUTS = {"xnn_datatype_qint8", "xnn_datatype_qdint8"}
+_NO_VALUE = 2**32 - 1
+_NO_OFFSET = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Instructions of a program's ``forward``."""
+
+    delegates: tuple[str, ...]
+    """Backend of each delegate call, in order."""
+    operators: Mapping[str, int]
+    """Operators outside the delegates, with their number of calls."""
+
+
+def contents(program: Any) -> Contents:
+    """Count the delegate calls and the other operators of a flatbuffer program's ``forward``.
+
+    Args:
+        program: an `executorch.exir.schema.Program`.
+    """
+    plan = _forward(program)
+    delegates, operators = [], []
+    for call in _instructions(plan):
+        if hasattr(call, "delegate_index"):
+            delegates.append(plan.delegates[call.delegate_index].id)
+        elif hasattr(call, "op_index"):
+            operators.append(plan.operators[call.op_index].name)
+    return Contents(delegates=tuple(delegates), operators=dict(sorted(Counter(operators).items())))
+
+
+def audit(path: Path) -> Audit:
+    """Read constants and multiply-accumulates back from a file.
+
+    Zero points lie in the graph, not among the constants, so that int8 bytes are those of weights.
+
+    Raises:
+        InputError: the file cannot be read as a program.
+        UnsupportedError: a delegate other than XNNPACK holds the model.
+    """
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        file = deserialize_pte_binary(path.read_bytes())
+        plan = _forward(file.program)
+    except Exception as error:  # whatever a flatbuffer that is none leads to
+        raise InputError(f"{path} is not a readable ExecuTorch program: export it again") from error
+    if others := {delegate.id for delegate in plan.delegates} - {_XNNPACK}:
+        raise UnsupportedError(
+            f"{path} is held by {', '.join(sorted(others))}, whose payload is read by no tool "
+            f"here: audit the target of that runtime instead"
+        )
+    weight_bytes, total = _undelegated(plan)
+    integer = 0
+    for delegate in plan.delegates:
+        payload = file.program.backend_delegate_data[delegate.processed.index].data
+        graph = _xnnpack_graph(bytes(payload))
+        weight_bytes += _constant_bytes(graph)
+        for macs, int8 in _xnnpack_macs(graph):
+            total += macs
+            integer += macs if int8 else 0
+    return Audit(
+        weight_bytes=dict(sorted(weight_bytes.items())), int8_macs=integer, total_macs=total
+    )
+
+
+def _forward(program: Any) -> Any:
+    return next(plan for plan in program.execution_plan if plan.name == "forward")
+
+
+def _instructions(plan: Any) -> Iterator[Any]:
+    return (step.instr_args for chain in plan.chains for step in chain.instructions)
+
+
+# Portable kernel -> multiply-accumulates from the shapes of its arguments and its result.
+_KERNELS: dict[str, Callable[[Sequence[Any], int], int]] = {
+    "aten::mm": lambda shapes, size: size * int(shapes[0][-1]),
+    "aten::bmm": lambda shapes, size: size * int(shapes[0][-1]),
+    "aten::addmm": lambda shapes, size: size * int(shapes[1][-1]),
+    "aten::linear": lambda shapes, size: size * int(shapes[0][-1]),
+    "aten::convolution": lambda shapes, size: size * math.prod(shapes[1][1:]),
+}
+
+
+def _undelegated(plan: Any) -> tuple[Counter[str], int]:
+    """Constants' bytes by type, and multiply-accumulates, of the operators outside delegates."""
+    import torch
+    from executorch.exir.tensor import scalar_type_enum
+
+    types = {scalar_type_enum(dtype): dtype for dtype in (torch.float32, torch.float16, torch.int8)}
+    shapes = [getattr(value.val, "sizes", None) for value in plan.values]
+    constants: dict[int, tuple[str, int]] = {}
+    for value in plan.values:
+        tensor = value.val
+        if getattr(tensor, "data_buffer_idx", 0) and tensor.allocation_info is None:
+            dtype = types.get(tensor.scalar_type)
+            name = str(dtype).removeprefix("torch.") if dtype else "other"
+            width = dtype.itemsize if dtype else 1
+            constants[tensor.data_buffer_idx] = (name, width * math.prod(tensor.sizes))
+    weight_bytes: Counter[str] = Counter()
+    for name, size in constants.values():
+        weight_bytes[name] += size
+    macs = 0
+    for call in _instructions(plan):
+        kernel = (
+            _KERNELS.get(plan.operators[call.op_index].name) if hasattr(call, "op_index") else None
+        )
+        if kernel:
+            arguments = [shapes[index] for index in call.args]
+            macs += kernel(arguments, math.prod(arguments[-1]))
+    return weight_bytes, macs
+
+
+def _xnnpack_graph(payload: bytes) -> Any:
+    """The graph of an XNNPACK delegate, as ``schema.fbs`` spells it in JSON."""
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
+    start = header.flatbuffer_offset
+    schema = files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "schema.fbs").write_bytes(schema.read_bytes())
+        (folder / "graph.bin").write_bytes(payload[start : start + header.flatbuffer_size])
+        _flatc_decompile(
+            name, str(folder / "schema.fbs"), str(folder / "graph.bin"), ["--raw-binary"]
+        )
+        text = (folder / "graph.json").read_text()
+    # flatc writes the open bounds of an activation as inf, which JSON does not know
+    return json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))
+
+
+def _values(graph: Any) -> dict[int, dict[str, Any]]:
+    """Tensors of an XNNPACK graph by id, each with its quantization parameters if it has any."""
+    tensors = {}
+    for value in graph["xvalues"]:
+        union = value["xvalue_union"]
+        tensor = {**union.get("tensor_value", union), "quant_params": union.get("quant_params")}
+        tensors[tensor["id_out"]] = tensor
+    return tensors
+
+
+def _constant_bytes(graph: Any) -> Counter[str]:
+    """Bytes of a graph's constants by storage type; one that is used twice is stored once."""
+    entries = graph["constant_data"]
+    sizes: dict[Any, tuple[str, int]] = {}
+
+    def add(index: int, storage: str) -> None:
+        entry = entries[index]
+        key = entry["named_key"] if entry["offset"] == _NO_OFFSET else entry["offset"]
+        sizes[key] = (storage, entry["size"])
+
+    for tensor in _values(graph).values():
+        if index := tensor["constant_buffer_idx"]:
+            add(index, _STORAGE.get(tensor["datatype"], "other"))
+        if index := (tensor["quant_params"] or {}).get("scale_buffer_idx", 0):
+            add(index, "float32")
+    total: Counter[str] = Counter()
+    for storage, size in sizes.values():
+        total[storage] += size
+    return total
+
+
+def _xnnpack_macs(graph: Any) -> Iterator[tuple[int, bool]]:
+    """Multiply-accumulates of each product, and whether it runs on 8-bit weights and inputs."""
+    values = _values(graph)
+    for node in graph["xnodes"]:
+        kind, args = node["xnode_union_type"], node["xnode_union"]
+        if kind == "XNNBatchMatrixMultiply":
+            size = math.prod(values[args["output_id"]]["dims"])
+            yield size * values[args["input1_id"]]["dims"][-1], False
+        elif kind in ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d"):
+            weight = values[args["filter_id"]]
+            if weight["dims"][0] == 1 and args["bias_id"] == _NO_VALUE:
+                continue  # the constant row of a LayerNorm's mean, not a layer
+            size = math.prod(values[args["output_id"]]["dims"])
+            yield size * _reduction(kind, args, weight["dims"]), _is_int8(values, args)
+
+
+def _reduction(kind: str, args: Any, weight: Sequence[int]) -> int:
+    """Products in one element of the result."""
+    if kind == "XNNFullyConnected":
+        return int(weight[-1])
+    channels = 1 if kind == "XNNDepthwiseConv2d" else args["group_input_channels"]
+    return int(args["kernel_height"] * args["kernel_width"] * channels)
+
+
+def _is_int8(values: Mapping[int, Any], args: Any) -> bool:
+    weight, source = values[args["filter_id"]], values[args["input1_id"]]
+    return weight["datatype"] in _INT8_WEIGHTS and source["datatype"] in _INT8_INPUTS

@@ -1,0 +1,189 @@
+"""Post-training quantization: a float deployment form and a precision to a quantized module.
+
+``python -m tinyvit_edge.quantization.ptq`` is ``tinyvit-edge quantize ptq``.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from tinyvit_edge.data import SAMPLE_SIZE
+from tinyvit_edge.errors import InputError
+from tinyvit_edge.quantization.calibration import Calibration, quantizable
+from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, replace_layers
+
+if TYPE_CHECKING:
+    from tinyvit_edge.checkpoint import Checkpoint
+    from tinyvit_edge.console import QuietDisplay
+    from tinyvit_edge.data import ImageDataset
+    from tinyvit_edge.precision import Precision
+
+__all__ = ["PtqRequest", "quantize", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtqRequest:
+    """What `run` is asked for."""
+
+    weights: str
+    calib: Path
+    out: Path
+    precision: str = "w8a8"
+    data: Path | None = None
+    """Photos to measure the loss on."""
+    limit: int | None = None
+    calib_images: int = SAMPLE_SIZE
+    image_size: int | None = None
+    preprocessing: Literal["microsoft", "timm"] | None = None
+
+
+def quantize(
+    module: nn.Module,
+    precision: Precision,
+    *,
+    calibration: Calibration | None = None,
+    dynamic_range: Literal["token", "tensor"] = "token",
+    requantize_weights: bool = False,
+) -> nn.Module:
+    """Copy a float deployment form at a precision.
+
+    Args:
+        module: float deployment form; it is not changed.
+        precision: the row to apply. ``fp32`` gives a plain copy, ``fp16`` one whose weights are
+            rounded to half precision and stored as float32.
+        calibration: ranges from `calibrate`; needed where ``precision.calibrated``.
+        dynamic_range: what one run-time range covers, for ``-dynamic`` rows.
+        requantize_weights: give the graph float weights on the int8 grid and a quantize
+            operator, for converters that fold the two themselves.
+
+    Raises:
+        InputError: ranges are needed and missing, for all layers or for one.
+    """
+    module = deepcopy(module)
+    if precision.weights == "float16":
+        return _round_to_half(module)
+    if not precision.quantized:
+        return module
+    if precision.calibrated and calibration is None:
+        raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
+    names = quantizable(module, precision)
+
+    def make(name: str, layer: nn.Module) -> nn.Module | None:
+        if name not in names:
+            return None
+        if calibration is None or not precision.calibrated:
+            assert isinstance(layer, nn.Linear)
+            return DynamicLinear(layer, granularity=dynamic_range)
+        if name not in calibration.layers:
+            raise InputError(f"the calibration has no range for layer {name}: calibrate this model")
+        ranges = calibration.layers[name]
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        return StaticLayer(
+            layer,
+            input_params=ranges.input,
+            output_params=ranges.output,
+            requantize=requantize_weights,
+        )
+
+    return replace_layers(module, make).eval()
+
+
+def _round_to_half(module: nn.Module) -> nn.Module:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.data = tensor.data.half().float()
+    return module
+
+
+def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str, Any]:
+    """Calibrate a checkpoint, write the ranges, and measure the loss in PyTorch.
+
+    Returns:
+        Facts as JSON values; losses are against the float32 model, before any conversion.
+
+    Raises:
+        InputError: bad weights or images, or a precision without calibrated ranges.
+    """
+    from tinyvit_edge.build import calibrate_on
+    from tinyvit_edge.checkpoint import load_checkpoint
+    from tinyvit_edge.console import QuietDisplay
+    from tinyvit_edge.data import scan_folder
+    from tinyvit_edge.precision import PRECISIONS, parse_precision
+
+    display = display or QuietDisplay()
+    precision = parse_precision(request.precision)
+    if not precision.calibrated:
+        able = ", ".join(name for name, row in PRECISIONS.items() if row.calibrated)
+        raise InputError(f"precision {precision.name!r} has no ranges to calibrate: use {able}")
+    checkpoint = load_checkpoint(
+        request.weights, image_size=request.image_size, preprocessing=request.preprocessing
+    )
+    photos = scan_folder(request.calib).subset(request.calib_images)
+    calibration = calibrate_on(checkpoint, photos, display)
+    facts = {
+        "out": str(request.out),
+        "precision": precision.name,
+        "layers": len(calibration.layers),
+        "calibration_images": calibration.images,
+    }
+    if request.data is not None:
+        dataset = scan_folder(request.data, checkpoint.labels)
+        if request.limit is not None:
+            dataset = dataset.subset(request.limit)
+        facts |= _losses(checkpoint, precision, calibration, dataset, display)
+    calibration.write(
+        request.out, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing
+    )
+    return facts
+
+
+def _losses(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    calibration: Calibration,
+    dataset: ImageDataset,
+    display: QuietDisplay,
+) -> dict[str, Any]:
+    from tinyvit_edge.deployment import FormOptions
+    from tinyvit_edge.evaluate import labels_of, reference_logits, reference_module
+    from tinyvit_edge.measure import accuracy, quantization_loss
+    from tinyvit_edge.program import build_program
+
+    program = build_program(checkpoint, precision, form=FormOptions(), calibration=calibration)
+    contract = checkpoint.preprocessing
+    with display.track("float32 and quantized", 2 * len(dataset)) as advance:
+        exact = reference_logits(
+            reference_module(checkpoint.model), dataset, contract, progress=advance
+        )
+        coarse = reference_logits(program.module, dataset, contract, progress=advance)
+    loss = quantization_loss(exact, coarse)
+    labels = labels_of(dataset)
+    before, after = accuracy(exact, labels), accuracy(coarse, labels)
+    return {
+        "images": len(dataset),
+        "sqnr_db": loss.sqnr_db,
+        "kl": loss.kl,
+        "top1_agreement": loss.top1_agreement,
+        "top1_fp32": None if before is None else before.top1,
+        "top1_quantized": None if after is None else after.top1,
+    }
+
+
+def main() -> None:
+    """Run ``tinyvit-edge quantize ptq`` with this process's arguments."""
+    import sys
+
+    from tinyvit_edge.__main__ import main as command_line
+
+    sys.argv[1:1] = ["quantize", "ptq"]
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Quantized layers: what a Linear or convolution becomes, in PT2E's quantize/dequantize form.
+
+A quantized deployment module is an ordinary module whose Linear and convolution layers have been
+replaced by the ones below. `torch.export` of it gives the graph that PT2E's `convert` would
+give (the ``quantized_decomposed`` operators), which ExecuTorch, ONNX (QDQ), LiteRT and Core ML
+each know how to lower; run eagerly, it is the same-precision reference of all four. So one set of
+scales and zero points, chosen once, is what every artifact carries.
+
+Weights are symmetric per output channel in -127..127; activations are affine per tensor in
+-128..127; biases beside int8 activations are whole multiples of input scale times weight scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.ao.quantization.fx._decomposed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "DynamicLinear",
+    "QuantParams",
+    "StaticLayer",
+    "dequantized",
+    "quantize_weight",
+]
+
+_ops = torch.ops.quantized_decomposed
+_ACT_MIN, _ACT_MAX, _WEIGHT_MAX = -128, 127, 127
+_BIAS_MAX = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantParams:
+    """Affine int8 parameters of one tensor: real = scale * (q - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0.0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+        if not _ACT_MIN <= self.zero_point <= _ACT_MAX:
+            raise ValueError(f"zero point must be in -128..127, got {self.zero_point}")
+
+    @classmethod
+    def from_range(cls, low: float, high: float) -> QuantParams:
+        """Parameters that cover [low, high], widened to hold zero exactly.
+
+        A range of zero, or too narrow for a normal float32 scale, gets scale 1.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        # a float32 scale, because that is what every artifact stores
+        scale = float(torch.tensor((high - low) / (_ACT_MAX - _ACT_MIN), dtype=torch.float32))
+        if scale < torch.finfo(torch.float32).tiny:  # its inverse would overflow
+            return cls(scale=1.0, zero_point=0)
+        zero_point = round(_ACT_MIN - low / scale)
+        return cls(scale=scale, zero_point=min(max(zero_point, _ACT_MIN), _ACT_MAX))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Float tensor to int8, any shape."""
+        out: Tensor = _ops.quantize_per_tensor.default(
+            x, self.scale, self.zero_point, _ACT_MIN, _ACT_MAX, torch.int8
+        )
+        return out
+
+    def dequantize(self, x: Tensor) -> Tensor:
+        """Int8 tensor to float32, any shape."""
+        out: Tensor = _ops.dequantize_per_tensor.default(
+            x, self.scale, self.zero_point, _ACT_MIN, _ACT_MAX, torch.int8
+        )
+        return out
+
+
+def quantize_weight(weight: Tensor, *, least_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantize a weight (out, ...) to int8 with one symmetric scale an output channel.
+
+    Args:
+        weight: float32 (out, ...).
+        least_scale: (out,), a lower bound of each scale.
+
+    Returns:
+        The int8 weight (out, ...) and its scales (out,) float32. A channel of zeros has scale 1.
+    """
+    peak = weight.abs().amax(tuple(range(1, weight.ndim)))  # (out,)
+    scale = torch.where(peak > 0, peak / _WEIGHT_MAX, torch.ones_like(peak))
+    if least_scale is not None:
+        scale = torch.maximum(scale, least_scale)
+    quantized = torch.round(weight / _per_channel(scale, weight.ndim))
+    return quantized.clamp(-_WEIGHT_MAX, _WEIGHT_MAX).to(torch.int8), scale
+
+
+class _Int8Weight(nn.Module):
+    """A layer's int8 weight, its scales and its float bias."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, *, requantize: bool, input_scale: float | None = None
+    ) -> None:
+        super().__init__()
+        if layer.bias is None:
+            raise ValueError("layers of the deployment form have a bias")
+        bias = layer.bias.detach().clone()
+        if input_scale is None:
+            weight, scale = quantize_weight(layer.weight.detach())
+        else:
+            # Runtimes with int8 inputs hold the bias in int32, in units of input scale times
+            # weight scale. Rounding it here makes them exact; the lower bound keeps the bias of
+            # a channel with hardly any weight from overflowing.
+            least = bias.abs() / (input_scale * _BIAS_MAX)
+            weight, scale = quantize_weight(layer.weight.detach(), least_scale=least)
+            unit = input_scale * scale
+            bias = torch.round(bias / unit) * unit
+        if requantize:
+            # LiteRT's converter folds quantize(float constant) into an int8 constant, and takes
+            # no int8 constant directly; these values lie on the grid, so nothing changes
+            weight = weight.float() * _per_channel(scale, weight.ndim)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int64))
+        self.register_buffer("bias", bias)
+
+    def dequantized_weight(self) -> Tensor:
+        weight = self.weight
+        parameters = (self.weight_scale, self.weight_zero_point, 0, -_WEIGHT_MAX, _WEIGHT_MAX)
+        if weight.is_floating_point():
+            weight = _ops.quantize_per_channel.default(weight, *parameters, torch.int8)
+        out: Tensor = _ops.dequantize_per_channel.default(weight, *parameters, torch.int8)
+        return out
+
+
+class StaticLayer(_Int8Weight):
+    """A Linear or convolution with int8 weights, int8 input and int8 output."""
+
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        *,
+        input_params: QuantParams,
+        output_params: QuantParams,
+        requantize: bool = False,
+    ) -> None:
+        super().__init__(layer, requantize=requantize, input_scale=input_params.scale)
+        self.input_params, self.output_params = input_params, output_params
+        self.conv: tuple[Any, ...] | None = None
+        if isinstance(layer, nn.Conv2d):
+            self.conv = (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), or (B, in, H, W) to (B, out, H', W')."""
+        x = self.input_params.dequantize(self.input_params.quantize(x))
+        weight = self.dequantized_weight()
+        if self.conv is None:
+            x = F.linear(x, weight, self.bias)
+        else:
+            x = F.conv2d(x, weight, self.bias, *self.conv)
+        return self.output_params.dequantize(self.output_params.quantize(x))
+
+
+class DynamicLinear(_Int8Weight):
+    """A Linear with int8 weights whose input is quantized at run time."""
+
+    def __init__(self, layer: nn.Linear, *, granularity: Literal["token", "tensor"]) -> None:
+        super().__init__(layer, requantize=False)
+        self.granularity = granularity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.granularity == "token":
+            scale, zero = _ops.choose_qparams_per_token_asymmetric.default(x, torch.int8)
+            arguments = (scale, zero, _ACT_MIN, _ACT_MAX, torch.int8)
+            quantized = _ops.quantize_per_token.default(x, *arguments)
+            x = _ops.dequantize_per_token.default(quantized, *arguments, torch.float32)
+        else:
+            eps = torch.finfo(torch.float32).eps
+            scale, zero = _ops.choose_qparams.tensor(x, _ACT_MIN, _ACT_MAX, eps, torch.int8)
+            arguments = (scale, zero, _ACT_MIN, _ACT_MAX, torch.int8)
+            quantized = _ops.quantize_per_tensor.tensor(x, *arguments)
+            x = _ops.dequantize_per_tensor.tensor(quantized, *arguments)
+        return F.linear(x, self.dequantized_weight(), self.bias)
+
+
+def dequantized(module: nn.Module) -> nn.Module:
+    """Copy a module, with each `DynamicLinear` as a float Linear of the same int8-grid weights.
+
+    For targets whose own tool makes the dynamic form from a float graph: quantizing these weights
+    per channel with scale max|w|/127 gives back the same integers and scales.
+    """
+    from copy import deepcopy
+
+    return replace_layers(deepcopy(module), _dequantize_layer)
+
+
+def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
+    if not isinstance(layer, DynamicLinear):
+        return None
+    weight = layer.dequantized_weight()
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.data.copy_(weight)
+    linear.bias.data.copy_(layer.bias)
+    return linear.requires_grad_(False)
+
+
+def replace_layers(module: nn.Module, make: Any) -> nn.Module:
+    """Replace, in place, each sub-module for which ``make(name, sub_module)`` is not None."""
+    for name, child in list(module.named_modules()):
+        made = make(name, child)
+        if made is not None:
+            module.set_submodule(name, made)
+    return module
+
+
+def _per_channel(scale: Tensor, ndim: int) -> Tensor:
+    return scale.reshape(-1, *[1] * (ndim - 1))

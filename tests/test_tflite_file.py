@@ -1,0 +1,179 @@
+"""TFLite: what the saved file holds, and how it is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+pytest.importorskip("litert_torch")
+pytest.importorskip("ai_edge_litert")
+
+from ai_edge_litert import schema_py_generated as schema
+
+from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.exporters import _tflite_file
+from tinyvit_edge.exporters.tflite import TfliteExporter
+from tinyvit_edge.precision import PRECISIONS
+from tinyvit_edge.quantization.accounting import int8_demand
+from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
+
+EXPORTER = TfliteExporter()
+
+
+def operators(model: Any, *names: str) -> list[Any]:
+    found = model.subgraphs[0].operators
+    return [one for one in found if _tflite_file.operator_name(model, one) in names]
+
+
+def weight_tensor(model: Any, operator: Any) -> Any:
+    return model.subgraphs[0].tensors[operator.inputs[1]]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_metadata_is_read_back(precision: str, tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the program's own fields."""
+    artifact = tflite_artifacts(precision)
+    program = artifact.program
+    assert _tflite_file.read_metadata(artifact.model) == {
+        "model_name": "small",
+        "precision": precision,
+        "labels": list(program.labels),
+        "preprocessing": program.preprocessing.to_dict(),
+        "weights_sha256": program.weights_sha256,
+    }
+    assert artifact.model.description == f"small {precision}".encode()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_constants_are_aligned(precision: str, tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: ``force_align: 16`` of Buffer.data in the schema."""
+    packed = schema.Model.GetRootAs(tflite_artifacts(precision).path.read_bytes())
+    tables = [packed.Buffers(index)._tab for index in range(packed.BuffersLength())]
+    starts = [table.Vector(table.Offset(4)) for table in tables if table.Offset(4)]
+    assert len(starts) > 10
+    assert all(start % 16 == 0 for start in starts)
+
+
+def test_fp16_stores_every_tensor_in_half(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the byte count of the module's parameters and buffers at two bytes each."""
+    artifact = tflite_artifacts("fp16")
+    stored = EXPORTER.audit(artifact.path).weight_bytes
+    module = artifact.program.module
+    expected = 2 * sum(t.numel() for t in (*module.parameters(), *module.buffers()))
+    assert stored["float16"] == pytest.approx(expected, rel=0.01)
+    assert stored["float32"] <= 16  # the epsilon of LayerNorm
+    assert EXPORTER.audit(artifact.path).int8_macs == 0
+
+
+def test_dynamic_weights_and_scales_are_those_of_the_module(
+    tflite_artifacts: Callable[[str], Any],
+) -> None:
+    """Oracle: every `DynamicLinear`'s int8 weight and scales, bit for bit."""
+    artifact = tflite_artifacts("w8-dynamic")
+    stored = {}
+    for operator in operators(artifact.model, "FULLY_CONNECTED"):
+        tensor = weight_tensor(artifact.model, operator)
+        assert tensor.quantization.quantizedDimension == 0
+        assert not tensor.quantization.zeroPoint.any()
+        weight = _tflite_file.constant(artifact.model, tensor)
+        assert weight is not None
+        stored[weight.tobytes()] = tensor.quantization.scale
+    layers = [m for m in artifact.program.module.modules() if isinstance(m, DynamicLinear)]
+    assert len(layers) == len(stored) == 7  # q, k, v, proj, fc1, fc2, classifier
+    for layer in layers:
+        np.testing.assert_array_equal(
+            stored[layer.weight.numpy().tobytes()], layer.weight_scale.numpy()
+        )
+
+
+def test_static_layers_carry_the_calibrated_parameters(
+    tflite_artifacts: Callable[[str], Any],
+) -> None:
+    """Oracle: every `StaticLayer`'s weight scales, and input and output scale and zero point."""
+    artifact = tflite_artifacts("w8a8")
+    tensors = artifact.model.subgraphs[0].tensors
+    stored = {}
+    for operator in operators(artifact.model, "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        used = [tensors[i] for i in (*operator.inputs[:2], operator.outputs[0])]
+        assert [tensor.type for tensor in used] == [schema.TensorType.INT8] * 3
+        source, weight, target = (tensor.quantization for tensor in used)
+        stored[weight.scale.tobytes()] = tuple(
+            (float(one.scale[0]), int(one.zeroPoint[0])) for one in (source, target)
+        )
+    layers = [m for m in artifact.program.module.modules() if isinstance(m, StaticLayer)]
+    assert len(layers) == len(stored) == 16  # 2 stem, 3 MBConv, 3 merge, 1 local, 7 Linear
+    for layer in layers:
+        expected = tuple(
+            (params.scale, params.zero_point)
+            for params in (layer.input_params, layer.output_params)
+        )
+        assert stored[layer.weight_scale.numpy().tobytes()] == expected
+
+
+def test_static_file_computes_the_rest_in_float(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the precision's row: GELU, softmax, LayerNorm, attention and adds stay float32."""
+    model = tflite_artifacts("w8a8").model
+    names = ("GELU", "SOFTMAX", "ADD", "MUL", "RSQRT", "BATCH_MATMUL", "MEAN")
+    assert {_tflite_file.operator_name(model, one) for one in operators(model, *names)} == {*names}
+    for operator in operators(model, *names):
+        target = model.subgraphs[0].tensors[operator.outputs[0]]
+        assert target.type == schema.TensorType.FLOAT32
+
+
+def test_audit_counts_what_torch_counts(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: torch's own FLOP counter (two FLOPs a multiply-accumulate) on the float module."""
+    module = tflite_artifacts("fp32").program.module
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(tflite_artifacts("fp32").input())
+    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    linear = sum(
+        count for op, count in flops.items() if op in ("aten.addmm", "aten.mm", "aten.linear")
+    )
+    total, attention = sum(flops.values()), flops["aten.bmm"]
+    expected = {"fp32": 0, "fp16": 0, "w8-dynamic": linear, "w8a8": total - attention}
+    for precision, int8 in expected.items():
+        audit = EXPORTER.audit(tflite_artifacts(precision).path)
+        assert 2 * audit.total_macs == total
+        assert 2 * audit.int8_macs == int8
+    assert linear > 0
+
+
+def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the module's quantized layers."""
+    for precision in ("w8-dynamic", "w8a8"):
+        artifact = tflite_artifacts(precision)
+        demand = int8_demand(artifact.program.module, artifact.input())
+        audit = EXPORTER.audit(artifact.path)
+        stored = audit.weight_bytes
+        assert (stored["int8"], audit.int8_macs) == (demand.weight_bytes, demand.macs)
+    # of float32, only the attention biases and LayerNorm's epsilon are left
+    biases = sum(one.numel() * 4 for name, one in layers_biases(artifact.program.module))
+    assert stored["float32"] == pytest.approx(biases, abs=64)
+
+
+def layers_biases(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, one) for name, one in module.named_buffers() if name.endswith("attention.bias")]
+
+
+def test_a_layer_that_the_converter_changed_is_named(
+    tflite_artifacts: Callable[[str], Any],
+) -> None:
+    """Oracle: the name of the one layer whose weight is not in the file."""
+    model = _tflite_file.read(tflite_artifacts("fp32").path)
+    absent = np.ones((4, 4), np.float32)
+    with pytest.raises(ConversionError, match=r"layer stages\.9\.q: "):
+        _tflite_file.quantize_fully_connected(
+            model, {"stages.9.q": (absent, absent.astype(np.int8), absent[0])}
+        )
+
+
+def test_store_half_refuses_what_half_cannot_hold(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: randomised float32 weights have more bits than float16 has."""
+    with pytest.raises(ConversionError, match="float16 grid"):
+        _tflite_file.store_half(_tflite_file.read(tflite_artifacts("fp32").path))

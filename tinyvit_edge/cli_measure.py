@@ -1,0 +1,187 @@
+"""The commands that measure what exists: parity, bench, eval and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tinyvit_edge.cli_common import (
+    DataOption,
+    JsonOption,
+    LimitOption,
+    PresetOption,
+    QuietOption,
+    SizeOption,
+    ThreadsOption,
+    emit,
+    preset_name,
+)
+
+__all__ = ["register", "show_facts"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(parity)
+    app.command()(bench)
+    app.command("eval")(evaluate)
+    app.command()(report)
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """Print a value a line, for people."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name:<{width}}  {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_readable(inner)}" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_readable, value))
+    return str(value)
+
+
+def parity(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that deploy or export wrote.")],
+    weights: Annotated[
+        str | None, typer.Option(help="The weights it was made from; needed with --data.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Photos; without them the golden vectors are checked.")
+    ] = None,
+    limit: LimitOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge a bundle's artifact against PyTorch, or against its own golden vectors."""
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.parity import check_goldens, check_photos
+
+    display = make_display(quiet=quiet)
+    if data is None:
+        row = check_goldens(bundle)
+    else:
+        row = check_photos(bundle, weights=weights, data=data, limit=limit, display=display)
+    if emit(row.to_dict(), json):
+        for gate in row.gates:
+            measured = "not finite" if gate.measured is None else f"{gate.measured:.6g}"
+            sign = "<=" if gate.direction == "max" else ">="
+            state = "ok  " if gate.passed else "FAIL"
+            typer.echo(f"{state} {gate.name}: {measured} (must be {sign} {gate.bound:.6g})")
+            if not gate.passed and gate.reason:
+                typer.echo(f"     {gate.reason}")
+    if row.status != "ok":
+        raise typer.Exit(1)
+
+
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to time against each other.")],
+    threads: ThreadsOption = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each artifact.")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before.")] = 5,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Time bundles in interleaved rounds, each in a process of its own."""
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.parity import time_bundles
+
+    rows = time_bundles(
+        bundles, threads=threads, runs=runs, warmup=warmup, display=make_display(quiet=quiet)
+    )
+    if emit(rows, json):
+        _print_latencies(rows)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="WEIGHTS_OR_BUNDLE")],
+    data: DataOption,
+    limit: LimitOption = None,
+    threads: ThreadsOption = 1,
+    image_size: SizeOption = None,
+    preprocessing: PresetOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure top-1 and top-5 accuracy of a checkpoint or of a bundle's artifact."""
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.evaluate import evaluate_accuracy
+
+    display = make_display(quiet=quiet)
+    facts = evaluate_accuracy(
+        model,
+        data=data,
+        limit=limit,
+        threads=threads,
+        image_size=image_size,
+        preprocessing=preset_name(preprocessing),
+        display=display,
+    )
+    if emit(facts, json):
+        typer.echo(f"top-1 {facts['top1']:.4f}  top-5 {facts['top5']:.4f}  n {facts['n']}")
+
+
+def report(
+    path: Annotated[Path, typer.Argument(help="report.json, or the folder it is in.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a GitHub table.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the self-contained page to this file.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Show a report again; exit as the run that wrote it did."""
+    from rich.console import Console
+
+    from tinyvit_edge.files import atomic_file
+    from tinyvit_edge.report import read_report, render_markdown, render_table
+    from tinyvit_edge.report_html import render_html
+
+    loaded = read_report(path)
+    if html is not None:
+        with atomic_file(html) as temporary:
+            temporary.write_text(render_html(loaded), encoding="utf-8")
+    if emit(loaded.to_dict(), json):
+        if markdown:
+            typer.echo(render_markdown(loaded))
+        else:
+            render_table(loaded, Console())
+    raise typer.Exit(loaded.exit_code)
+
+
+def _print_latencies(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from tinyvit_edge.report_table import print_whole
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE)
+    titles = ("bundle", "p50 ms", "p90 ms", "p99 ms", "vs fp32", "load ms", "peak MB", "cpu/wall")
+    for title in titles:
+        table.add_column(title, justify="left" if title == "bundle" else "right", no_wrap=True)
+    for row in rows:
+        latency = row["latency"]
+        speedup = latency["speedup_vs_fp32"]
+        table.add_row(
+            f"{row['target']}-{row['precision']}",
+            *(f"{latency[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
+            "-" if speedup is None else f"{speedup:.2f}x",
+            *(f"{latency[key]:.0f}" for key in ("load_ms", "peak_rss_mb")),
+            f"{latency['cpu_over_wall']:.2f}",
+        )
+    print_whole(table, console)
+    for row in rows:
+        for note in row["notes"]:
+            console.print(f"{row['target']}-{row['precision']}: {note}", soft_wrap=True)

@@ -1,0 +1,361 @@
+"""The deployment form: the reference TinyViT, rewritten for export without changing a logit.
+
+`deployment_form` maps a trained `TinyVitForImageClassification` to a control-flow-free module of
+static shapes. Each step is exact in real arithmetic:
+
+1. BatchNorm is folded into the convolution before it, in float64.
+2. LayerNorm's scale and shift are folded into the Linear layers that consume it, so every target
+   quantizes the same tensor there.
+3. q, k and v are three Linear layers (no Split), and the attention scale is folded into q.
+4. Attention biases are gathered once into (heads, N, N) buffers (no GatherND).
+5. Windows are cut and joined with tensors of rank 4 at most.
+6. Attention is two 3-D batched products and a softmax (no fused attention, no expand).
+
+What a target wants to be different is a field of `FormOptions`, not another copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvit_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyvit_edge.modeling import TinyVitForImageClassification
+
+__all__ = ["DeploymentForm", "FormOptions", "deployment_form"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormOptions:
+    """How one target wants the one form."""
+
+    layer_norm: Literal["native", "linear"] = "native"
+    """``linear``: mean and variance as products with a constant row, which XNNPACK delegates;
+    its own LayerNorm stays outside the delegate."""
+    dynamic_range: Literal["token", "tensor"] = "token"
+    """What one run-time activation range covers in this target's dynamic kernels."""
+    requantize_weights: bool = False
+    """The converter folds quantize(float constant) itself and takes no int8 constant."""
+
+
+def deployment_form(
+    model: TinyVitForImageClassification,
+    *,
+    options: FormOptions | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> DeploymentForm:
+    """Rewrite a reference model for export.
+
+    Args:
+        model: the reference; its weights are copied, it is not changed.
+        options: what the target wants.
+        image_size: S, or (height, width), in pixels; the config's size when left out. The form
+            is static: it takes images of this size only.
+
+    Raises:
+        InputError: the model has no classifier.
+
+    Returns:
+        A module in eval mode: (B, num_channels, height, width) float32 to (B, classes) float32.
+    """
+    if not isinstance(model.classifier, nn.Linear):
+        raise InputError("this TinyViT has no classifier (0 classes): give it one before export")
+    size = image_size or model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.no_grad():
+        form = DeploymentForm(model, (height, width), options or FormOptions())
+    return form.eval().requires_grad_(False)
+
+
+class DeploymentForm(nn.Module):
+    """Stem, stages and head of a TinyViT in deployment form."""
+
+    def __init__(
+        self,
+        model: TinyVitForImageClassification,
+        image_size: tuple[int, int],
+        options: FormOptions,
+    ) -> None:
+        super().__init__()
+        from transformers.activations import ACT2FN
+
+        body = model.tinyvit
+        act: Activation = ACT2FN[model.config.hidden_act]
+        seq = body.embeddings.seq
+        self.stem = ConvChain((seq[0], seq[2]), act)
+        resolution = _halve(_halve(image_size))
+        self.stages = nn.ModuleList()
+        for index, stage in enumerate(body.encoder.stages):
+            self.stages.append(Stage(stage, index, resolution, act, options))
+            if stage.downsample is not None:
+                resolution = _halve(resolution)
+        classifier = copy_linear(model.classifier)  # type: ignore[arg-type]
+        self.norm, (self.classifier,) = fold_layer_norm(body.layernorm, (classifier,), options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map images (B, num_channels, H, W) to logits (B, classes)."""
+        x = self.stem(image)  # (B, C, H/4, W/4)
+        for stage in self.stages:
+            x = stage(x)  # (B, C', H', W')
+        # keepdim over (2, 3) of a rank-4 tensor is the one mean that XNNPACK delegates
+        x = x.mean((2, 3), keepdim=True).flatten(1)  # (B, C)
+        logits: Tensor = self.classifier(self.norm(x))  # (B, classes)
+        return logits
+
+
+class Stage(nn.Module):
+    """The blocks of one stage, then its downsampling."""
+
+    def __init__(
+        self,
+        stage: Any,
+        index: int,
+        resolution: tuple[int, int],
+        act: Activation,
+        options: FormOptions,
+    ) -> None:
+        super().__init__()
+        self.convolutional = index == 0
+        if self.convolutional:
+            blocks: list[nn.Module] = [MBConv(block, act) for block in stage.layers]
+        else:
+            blocks = [Block(block, resolution, act, options) for block in stage.layers]
+        self.blocks = nn.Sequential(*blocks)
+        merge = stage.downsample
+        self.downsample = (
+            nn.Identity()
+            if merge is None
+            else ConvChain((merge.conv1, merge.conv2, merge.conv3), act)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        if self.convolutional:
+            x = self.blocks(x)  # (B, C, H, W)
+        else:
+            x = self.blocks(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+            x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
+        out: Tensor = self.downsample(x)  # (B, C', H', W')
+        return out
+
+
+class ConvChain(nn.Module):
+    """Folded convolutions with the activation between them and none after the last."""
+
+    def __init__(self, conv_norms: tuple[Any, ...], act: Activation) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(fold_batch_norm(conv_norm) for conv_norm in conv_norms)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        for index, conv in enumerate(self.convs):
+            x = conv(x if index == 0 else self.act(x))
+        return x
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: expand, depthwise, project, add, activate."""
+
+    def __init__(self, block: Any, act: Activation) -> None:
+        super().__init__()
+        self.body = ConvChain((block.conv1, block.conv2, block.conv3), act)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        out: Tensor = self.act(self.body(x) + x)
+        return out
+
+
+class Block(nn.Module):
+    """Window attention, depthwise local convolution and MLP."""
+
+    def __init__(
+        self, block: Any, resolution: tuple[int, int], act: Activation, options: FormOptions
+    ) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.window = block.window_size
+        self.attention = Attention(block.attn, options)
+        self.local_conv = fold_batch_norm(block.local_conv)
+        self.mlp = Mlp(block.mlp, act, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        x = x + self._attend(x)  # (B, H, W, C)
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H, W, C)
+        out: Tensor = x + self.mlp(x)  # (B, H, W, C)
+        return out
+
+    def _attend(self, x: Tensor) -> Tensor:
+        (height, width), w = self.resolution, self.window
+        batch, channels = x.shape[0], x.shape[3]
+        if (height, width) == (w, w):
+            whole: Tensor = self.attention(x.reshape(batch, w * w, channels))
+            return whole.reshape(x.shape)
+        rows, columns = -(-height // w), -(-width // w)
+        padded_height, padded_width = rows * w, columns * w
+        padded = (padded_height, padded_width) != (height, width)
+        if padded:
+            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        x = x.reshape(batch * rows, w, columns, w * channels).transpose(1, 2)
+        x = x.reshape(batch * rows * columns, w * w, channels)  # (windows, N, C)
+        x = self.attention(x)  # (windows, N, C)
+        x = x.reshape(batch * rows, columns, w, w * channels).transpose(1, 2)
+        x = x.reshape(batch, padded_height, padded_width, channels)  # (B, pH, pW, C)
+        return x[:, :height, :width] if padded else x
+
+
+class Attention(nn.Module):
+    """Multi-head attention of the windows, with a materialised bias."""
+
+    bias: Tensor
+
+    def __init__(self, attention: Any, options: FormOptions) -> None:
+        super().__init__()
+        self.heads, self.head_dim = attention.num_heads, attention.head_dim
+        q, k, v = split_qkv(attention.qkv, self.heads)
+        q.weight.mul_(attention.scale)
+        q.bias.mul_(attention.scale)
+        self.norm, (self.q, self.k, self.v) = fold_layer_norm(attention.norm, (q, k, v), options)
+        self.proj = copy_linear(attention.proj)
+        table = attention.attention_biases.detach()  # (heads, offsets)
+        self.register_buffer("bias", table[:, attention.attention_bias_idxs].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (windows, N, C) to (windows, N, C)."""
+        windows, tokens, _ = x.shape
+        x = self.norm(x)  # (W, N, C)
+        q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # (W*h, N, d)
+        scores = torch.bmm(q, k.transpose(1, 2))  # (W*h, N, N)
+        scores = scores.reshape(windows, self.heads, tokens, tokens) + self.bias
+        weights = scores.softmax(-1).reshape(windows * self.heads, tokens, tokens)
+        x = torch.bmm(weights, v)  # (W*h, N, d)
+        x = x.reshape(windows, self.heads, tokens, self.head_dim).transpose(1, 2)
+        x = x.reshape(windows, tokens, self.heads * self.head_dim)  # (W, N, C)
+        out: Tensor = self.proj(x)
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        windows, tokens, _ = x.shape
+        x = x.reshape(windows, tokens, self.heads, self.head_dim).transpose(1, 2)
+        return x.reshape(windows * self.heads, tokens, self.head_dim)
+
+
+class Mlp(nn.Module):
+    """LayerNorm, Linear, activation, Linear."""
+
+    def __init__(self, mlp: Any, act: Activation, options: FormOptions) -> None:
+        super().__init__()
+        self.norm, (self.fc1,) = fold_layer_norm(mlp.norm, (copy_linear(mlp.fc1),), options)
+        self.fc2 = copy_linear(mlp.fc2)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        out: Tensor = self.fc2(self.act(self.fc1(self.norm(x))))
+        return out
+
+
+class Standardise(nn.Module):
+    """LayerNorm without scale and shift, as the runtime's own operator."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.channels, self.eps = channels, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
+        return F.layer_norm(x, (self.channels,), eps=self.eps)
+
+
+class LinearStandardise(nn.Module):
+    """LayerNorm without scale and shift, from operators that XNNPACK delegates."""
+
+    average: Tensor
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
+        centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
+        variance = F.linear(centred * centred, self.average)  # (..., 1)
+        return centred * torch.rsqrt(variance + self.eps)
+
+
+def fold_layer_norm(
+    norm: nn.LayerNorm, consumers: tuple[nn.Linear, ...], options: FormOptions
+) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
+    """Move a LayerNorm's scale and shift into the Linear layers that consume it.
+
+    W (g * z + b) + c = (W diag(g)) z + (W b + c), computed in float64.
+    """
+    kind = LinearStandardise if options.layer_norm == "linear" else Standardise
+    scale, shift = norm.weight.double(), norm.bias.double()
+    folded = []
+    for linear in consumers:
+        weight = linear.weight.double()  # (out, in)
+        bias = weight @ shift + linear.bias.double()  # (out,)
+        folded.append(_linear(weight * scale, bias))
+    return kind(norm.normalized_shape[-1], norm.eps), tuple(folded)
+
+
+def fold_batch_norm(conv_norm: Any) -> nn.Conv2d:
+    """Fold a BatchNorm's running statistics and affine map into the convolution before it."""
+    conv, bn = conv_norm.convolution, conv_norm.batch_norm
+    factor = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)  # (out,)
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+    folded.weight.copy_(conv.weight.double() * factor[:, None, None, None])
+    assert folded.bias is not None
+    folded.bias.copy_(bn.bias.double() - bn.running_mean.double() * factor)
+    return folded
+
+
+def split_qkv(qkv: nn.Linear, heads: int) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Split a fused projection, whose rows are [q | k | v] within each head."""
+    weight = qkv.weight.detach()
+    weights = weight.reshape(heads, 3, -1, weight.shape[1])  # (h, 3, d, C)
+    biases = qkv.bias.detach().reshape(heads, 3, -1)  # (h, 3, d)
+    q, k, v = (
+        _linear(weights[:, i].reshape(-1, weight.shape[1]), biases[:, i].reshape(-1))
+        for i in range(3)
+    )
+    return q, k, v
+
+
+def copy_linear(linear: nn.Linear) -> nn.Linear:
+    """Copy a Linear layer."""
+    return _linear(linear.weight.detach(), linear.bias.detach())
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return linear
+
+
+def _halve(size: tuple[int, int]) -> tuple[int, int]:
+    """Output size of a 3x3 convolution with stride 2 and padding 1."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2

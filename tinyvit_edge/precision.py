@@ -1,0 +1,111 @@
+"""Precisions: what a name means, the same on every target.
+
+A name follows a grammar, and `PRECISIONS` holds the rows that are built:
+
+==============  ==================================================================
+``fp32``        weights and arithmetic in float32
+``fp16``        weights in float16; arithmetic in float16 where the target's
+                runtime computes in half, in float32 elsewhere
+``w8-dynamic``  int8 weights of the Linear layers (per output channel, symmetric),
+                their inputs quantized to 8 bits at run time
+``w8a8``        int8 weights and int8 activations of the Linear and convolution
+                layers, activation ranges calibrated on images
+==============  ==================================================================
+
+``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``-dynamic`` says that the
+activations' ranges are taken at run time. Softmax, GELU, LayerNorm, the attention products and
+the residual adds stay in floating point in every row: no runtime here delegates them in int8
+without losing more time in conversions than it wins, and they are where a hybrid of
+convolution and attention loses its accuracy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tinyvit_edge.errors import InputError
+
+__all__ = ["PRECISIONS", "Precision", "parse_precision", "parse_precisions"]
+
+LayerKind = Literal["linear", "conv"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """One row: what is stored and computed in which type."""
+
+    name: str
+    weights: Literal["float32", "float16", "int8"]
+    """Storage type of the quantized layers' weights."""
+    activations: Literal["float", "half", "dynamic", "static"]
+    """``float``: float32. ``half``: float16 where the runtime has it. ``dynamic``: int8 ranges
+    at run time. ``static``: int8 ranges from calibration."""
+    layers: tuple[LayerKind, ...] = ()
+    """Kinds of layer that are quantized; the others stay float32."""
+    meaning: str
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any layer's weights are int8."""
+        return self.weights == "int8"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether images are needed to choose activation ranges."""
+        return self.activations == "static"
+
+
+_ROWS = (
+    Precision(
+        name="fp32",
+        weights="float32",
+        activations="float",
+        meaning="weights and arithmetic in float32",
+    ),
+    Precision(
+        name="fp16",
+        weights="float16",
+        activations="half",
+        meaning="weights in float16, arithmetic in float16 where the runtime has it",
+    ),
+    Precision(
+        name="w8-dynamic",
+        weights="int8",
+        activations="dynamic",
+        layers=("linear",),
+        meaning="int8 Linear weights per channel, inputs quantized at run time",
+    ),
+    Precision(
+        name="w8a8",
+        weights="int8",
+        activations="static",
+        layers=("linear", "conv"),
+        meaning="int8 Linear and conv weights per channel, calibrated int8 activations",
+    ),
+)
+
+PRECISIONS: dict[str, Precision] = {row.name: row for row in _ROWS}
+
+
+def parse_precision(name: str) -> Precision:
+    """Look up one row by name.
+
+    Raises:
+        InputError: unknown name; the message names the nearest row.
+    """
+    try:
+        return PRECISIONS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, PRECISIONS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "none is near;"
+        raise InputError(
+            f"unknown precision {name!r}: {hint} choose from {', '.join(PRECISIONS)}"
+        ) from None
+
+
+def parse_precisions(names: Sequence[str]) -> tuple[Precision, ...]:
+    """Look up several rows, in the order given, without repeats."""
+    return tuple(parse_precision(name) for name in dict.fromkeys(names))
