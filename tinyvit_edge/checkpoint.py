@@ -126,8 +126,15 @@ def load_checkpoint(
     )
 
 
-def save_checkpoint(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> None:
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    directory: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a Hugging Face folder: configuration, safetensors and image processor.
+
+    `dtype` is what the weights are stored in; they are loaded as float32 whatever it is.
 
     The folder appears whole or not at all; one that an earlier call wrote is replaced.
 
@@ -141,7 +148,10 @@ def save_checkpoint(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -
         config = checkpoint.model.config
         config.architectures = [type(checkpoint.model).__name__]
         config.save_pretrained(folder)
-        state = export_state_dict(checkpoint.model, "huggingface")
+        state = {
+            key: value.to(dtype) if value.is_floating_point() else value
+            for key, value in export_state_dict(checkpoint.model, "huggingface").items()
+        }
         # save_file would make a file that its owner alone can read
         (folder / WEIGHT_NAMES[0]).write_bytes(to_safetensors(state, metadata={"format": "pt"}))
         processor = {_PROCESSOR_KEY: _PROCESSOR} | checkpoint.preprocessing.to_dict()

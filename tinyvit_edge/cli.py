@@ -23,6 +23,7 @@ from tinyvit_edge.cli_common import (
 )
 from tinyvit_edge.cli_measure import register as register_measuring
 from tinyvit_edge.cli_measure import show_facts
+from tinyvit_edge.cli_train import register as register_training
 
 if TYPE_CHECKING:
     from tinyvit_edge.deploy import DeployRequest
@@ -321,3 +322,4 @@ def doctor(json: JsonOption = None) -> None:
 
 
 register_measuring(app)
+register_training(app)

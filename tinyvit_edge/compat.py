@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import sys
 from typing import Any
 
 import torch
 
-__all__ = ["open_backbone_folders", "tolerate_torchvision"]
+__all__ = ["keep_freed_memory", "open_backbone_folders", "tolerate_torchvision"]
 
 _kept: list[Any] = []
 
@@ -30,6 +32,21 @@ def tolerate_torchvision() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)  # the declarations live as long as this object
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next ones, in this process and those it forks.
+
+    By default it returns every large block to the kernel, which then clears its pages again for
+    the next activation: half the time of a training step on a CPU. Elsewhere this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def open_backbone_folders() -> None:

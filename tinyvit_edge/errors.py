@@ -6,6 +6,7 @@
     ├── InputError              exit 2   bad usage or bad input
     │   ├── CheckpointError              missing, corrupt, unknown or mismatching weights
     │   ├── DataError                    unreadable image, empty folder, labels that do not fit
+    │   ├── StoreError                   teacher outputs unfinished, damaged, or of something else
     │   └── UnsupportedError             a target cannot do what was asked; lists what it can
     ├── MissingDependencyError  exit 3   an extra is not installed, or has no wheel for this host
     ├── ConversionError         exit 4   a converter failed, or its file breaks the target's rules
@@ -25,6 +26,7 @@ __all__ = [
     "GateError",
     "InputError",
     "MissingDependencyError",
+    "StoreError",
     "TinyVitEdgeError",
     "UnsupportedError",
 ]
@@ -48,6 +50,10 @@ class CheckpointError(InputError):
 
 class DataError(InputError):
     """Images or labels are missing, unreadable or do not fit the model."""
+
+
+class StoreError(InputError):
+    """Stored teacher outputs are unfinished, damaged, or were made from something else."""
 
 
 class UnsupportedError(InputError):

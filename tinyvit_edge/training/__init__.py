@@ -1,0 +1,1 @@
+"""Training: presets as data, one loop, exact resumption, one process or many."""

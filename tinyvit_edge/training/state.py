@@ -1,0 +1,70 @@
+"""What a run needs to go on exactly where it was: weights, average, optimizer and step."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyvit_edge.errors import InputError
+from tinyvit_edge.files import atomic_file
+
+__all__ = ["MetricsLog", "load_state", "save_state"]
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and numbers; a kill leaves the file before it."""
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a state that `run` wrote; None where there is none.
+
+    Raises:
+        InputError: damaged, or of a run with other settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: not a readable state; remove it to begin again") from error
+    before = json.loads(state["run"])
+    changed = sorted(key for key in before | run if before.get(key) != run.get(key))
+    if changed:
+        raise InputError(
+            f"{path.parent}: holds a run that differs in {', '.join(changed)}; go on as it was"
+            " begun, or name another folder"
+        )
+    return state
+
+
+class MetricsLog:
+    """Metrics as JSON lines, each with its step; a resumed run drops those after its state."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in self.lines(path) if line["step"] <= step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        """Add a line."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(_line(values))
+
+    @staticmethod
+    def lines(path: Path) -> list[dict[str, Any]]:
+        """All whole lines; a kill can leave half of the last one."""
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, allow_nan=True) + "\n"
