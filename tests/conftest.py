@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tinyvit_edge.__main__ import main
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.compat import tolerate_torchvision
 from tinyvit_edge.configuration import TinyVitConfig
@@ -313,6 +314,22 @@ def deployed(digits_images: Path, tmp_path_factory: pytest.TempPathFactory) -> D
     report = deploy(request)
     write_report(report, out)
     return Deployed(out=out, report=report)
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`cli(*arguments)` -> (exit code, stdout, stderr) of the command line, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tinyvit-edge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

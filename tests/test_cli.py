@@ -16,24 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyvit_edge.__main__ import main
 from tinyvit_edge.bundle import read_bundle
 from tinyvit_edge.checkpoint import export_state_dict, load_checkpoint
 from tinyvit_edge.precision import PRECISIONS
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """`cli(*arguments)` -> (exit code, stdout, stderr) of the command line, in this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tinyvit-edge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def refused(outcome, code: int, *words: str) -> None:
