@@ -4,8 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # An ImageFolder of real photos for the slow tests, such as DATA=path/to/imagenette/val
 DATA ?=
+# The tested versions; empty to let pip choose within pyproject.toml.
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-all slow lint digits clean
+.PHONY: demo test test-all slow lint digits lock clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits images out/digits
@@ -30,19 +33,25 @@ lint: .venv/dev.stamp
 digits: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits train tinyvit_edge/weights/digits
 
+# Renews constraints.txt: the newest versions that pyproject.toml allows, in a new environment.
+lock:
+	rm -rf .venv
+	$(MAKE) .venv/dev.stamp CONSTRAINTS=
+	$(BIN)/python tools/constraints.py constraints.txt
+
 # torch comes first and alone: an index that offers a CPU build is then asked for just that, and
 # what follows finds its requirement met instead of fetching another build.
 .venv/torch.stamp:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install torch==2.13.0
+	$(PIP_INSTALL) torch==2.13.0
 	touch $@
 
-.venv/demo.stamp: .venv/torch.stamp pyproject.toml
-	$(BIN)/pip install -e '.[demo]'
+.venv/demo.stamp: .venv/torch.stamp pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e '.[demo]'
 	touch $@
 
-.venv/dev.stamp: .venv/torch.stamp pyproject.toml
-	$(BIN)/pip install -e '.[dev]'
+.venv/dev.stamp: .venv/torch.stamp pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
 clean:
