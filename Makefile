@@ -34,8 +34,10 @@ digits: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits train tinyvit_edge/weights/digits
 
 # Renews constraints.txt: the newest versions that pyproject.toml allows, in a new environment.
+# In two steps, as pip searches for long when it is asked for everything at once.
 lock:
 	rm -rf .venv
+	$(MAKE) .venv/demo.stamp CONSTRAINTS=
 	$(MAKE) .venv/dev.stamp CONSTRAINTS=
 	$(BIN)/python tools/constraints.py constraints.txt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from tinyvit_edge.exporters import TARGETS, exporter, missing_packages
@@ -13,6 +14,8 @@ __all__ = ["diagnose", "render_diagnosis", "render_targets", "target_table"]
 
 # (system, machine) pairs that every target's packages have wheels for
 _TRIED_HOSTS = {("Linux", "x86_64"), ("Darwin", "arm64")}
+# distribution -> the oldest Python that the releases asked for in pyproject.toml have wheels for
+_OLDEST_PYTHON = {"onnxruntime": (3, 11)}
 
 
 def target_table() -> list[dict[str, Any]]:
@@ -27,13 +30,30 @@ def target_table() -> list[dict[str, Any]]:
                 "artifact": target.artifact,
                 "installed": not missing,
                 "missing": list(missing),
-                "remedy": f"pip install 'tinyvit-edge[{name}]'" if missing else None,
+                "remedy": _remedy(name, missing) if missing else None,
                 "evaluation": target.evaluation,
                 "timed": target.timed,
                 "precisions": {row: target.unsupported.get(row, "supported") for row in PRECISIONS},
             }
         )
     return rows
+
+
+def _too_new(missing: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of the missing distributions, those without a wheel for this Python -> the Python needed."""
+    return {
+        name: _OLDEST_PYTHON[name]
+        for name in missing
+        if sys.version_info[:2] < _OLDEST_PYTHON.get(name, (0, 0))
+    }
+
+
+def _remedy(target: str, missing: Iterable[str]) -> str:
+    """What brings the target's missing distributions here: a newer Python, or its extra."""
+    if too_new := _too_new(missing):
+        major, minor = max(too_new.values())
+        return f"use Python {major}.{minor} or newer"
+    return f"pip install 'tinyvit-edge[{target}]'"
 
 
 def render_targets(rows: list[dict[str, Any]]) -> None:
@@ -71,6 +91,9 @@ def diagnose() -> dict[str, Any]:
         reason = None
         if row["missing"]:
             reason = f"{', '.join(row['missing'])} missing"
+            if too_new := _too_new(row["missing"]):
+                python = ".".join(map(str, sys.version_info[:2]))
+                reason += f"; {', '.join(too_new)} has no wheel for Python {python}"
             if host not in _TRIED_HOSTS:
                 reason += f"; there may be no wheel for {' '.join(host)}"
         findings.append(
