@@ -39,7 +39,7 @@ lock:
 	rm -rf .venv
 	$(MAKE) .venv/demo.stamp CONSTRAINTS=
 	$(MAKE) .venv/dev.stamp CONSTRAINTS=
-	$(BIN)/python tools/constraints.py constraints.txt
+	$(BIN)/python .ci/constraints.py constraints.txt
 
 # torch comes first and alone: an index that offers a CPU build is then asked for just that, and
 # what follows finds its requirement met instead of fetching another build.
