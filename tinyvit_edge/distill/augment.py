@@ -77,17 +77,20 @@ class Policy:
     mix: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, top in (("scale", 1.0), ("ratio", math.inf)):
+        for name, least, most in (("scale", 1e-6, 1.0), ("ratio", 0.01, 100.0)):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= top:
-                raise InputError(f"augmentation: {name} {low}..{high} is not a range of it")
+            if not least <= low <= high <= most:
+                raise InputError(
+                    f"augmentation: {name} {low}..{high} is not a range within {least}..{most}"
+                )
         for name in ("flip", "erase", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation: {name} must be a probability in 0..1")
         if self.operations < 0 or not 0 <= self.magnitude <= 10:
             raise InputError("augmentation: operations must be >= 0, and magnitude in 0..10")
-        if self.mixup < 0 or self.cutmix < 0:
-            raise InputError("augmentation: mixup and cutmix must be >= 0")
+        for alpha in (self.mixup, self.cutmix):
+            if alpha != 0 and not 0.01 <= alpha <= 4:  # beyond, Johnk's method hardly ever ends
+                raise InputError("augmentation: mixup and cutmix must be 0 (off) or in 0.01..4")
 
     @property
     def mixes(self) -> bool:

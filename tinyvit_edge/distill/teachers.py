@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -193,24 +193,29 @@ def _hugging_face(name: str) -> Parts:
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"hf:{name}: {_first_line(error)}") from error
+    named = model.config.id2label
+    labels = tuple(named[number] for number in range(model.config.num_labels))
+    return _HuggingFaceLogits(model), _labels(len(labels), labels), _contract_of(processor)
+
+
+def _contract_of(processor: Any) -> Preprocessing:
+    """What an image processor does to a view that is already cropped."""
+    own = getattr(processor, "contract", None)
+    if isinstance(own, Preprocessing):
+        return replace(own, mode="squash", crop_pct=1.0)
     size = getattr(processor, "crop_size", None) or processor.size
     side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
     plain = not getattr(processor, "do_normalize", True)
-    contract = Preprocessing(
+    return Preprocessing(
         size=int(side),
         mode="squash",
         crop_pct=1.0,
         mean=(0.0,) * 3 if plain else tuple(processor.image_mean),
         std=(1.0,) * 3 if plain else tuple(processor.image_std),
     )
-    named = model.config.id2label
-    labels = tuple(named[number] for number in range(model.config.num_labels))
-    return _HuggingFaceLogits(model), _labels(len(labels), labels), contract
 
 
 def _tinyvit(name: str) -> Parts:
-    from dataclasses import replace
-
     from tinyvit_edge.checkpoint import load_checkpoint
     from tinyvit_edge.evaluate import reference_module
 
