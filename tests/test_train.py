@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinyvit_edge.checkpoint import load_checkpoint
+from tinyvit_edge.checkpoint import load_checkpoint, save_checkpoint
+from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.distill.augment import POLICIES
 from tinyvit_edge.distill.teach import TeachRequest, teach
 from tinyvit_edge.errors import InputError, StoreError
+from tinyvit_edge.modeling import TinyVitForImageClassification
+from tinyvit_edge.preprocessing import preset
 from tinyvit_edge.training.recipe import Recipe, Stage
 from tinyvit_edge.training.request import TrainRequest
 from tinyvit_edge.training.state import MetricsLog
@@ -191,15 +195,34 @@ class TestTrain:
         assert checkpoint.preprocessing.size == 64
 
     def test_higher_resolution_resamples_the_biases(self, photos: Path, tmp_path: Path) -> None:
-        """64 to 96 px: windows of 4, 4, 3, 2 become 6, 6, 4 or 5, 3, and the tables with them."""
-        train(request(photos, tmp_path / "run", image_size=96, recipe=recipe(), hold_out=0))
+        """224 to 384 px: the family's windows of 7, 7, 14, 7 become 12, 12, 24, 12."""
+        config = TinyVitConfig(
+            hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, num_heads=[1] * 4, num_labels=4
+        )
+        start = replace(
+            load_checkpoint("digits"),
+            model=TinyVitForImageClassification(config),
+            labels=tuple("0137"),
+            preprocessing=preset("microsoft", 224),
+        )
+        save_checkpoint(start, tmp_path / "start")
+        train(
+            request(
+                photos,
+                tmp_path / "run",
+                weights=str(tmp_path / "start"),
+                image_size=384,
+                recipe=recipe(stages=(Stage(size=None, epochs=1),)),
+                hold_out=0,
+            )
+        )
         checkpoint = load_checkpoint(tmp_path / "run" / "model")
-        assert checkpoint.preprocessing.size == checkpoint.model.config.image_size == 96
-        state = checkpoint.model.state_dict()
-        windows = checkpoint.model.config.window_sizes
-        assert windows[1] == 6
-        table = state["tinyvit.encoder.stages.1.layers.0.attn.attention_biases"]
-        assert table.shape == (2, 36)
+        assert checkpoint.preprocessing == preset("microsoft", 384)
+        assert checkpoint.model.config.window_sizes == [12, 12, 24, 12]
+        table = checkpoint.model.state_dict()[
+            "tinyvit.encoder.stages.2.layers.0.attn.attention_biases"
+        ]
+        assert table.shape == (1, 24**2)
 
     def test_half_writes_half_the_bytes(self, photos: Path, tmp_path: Path) -> None:
         """float16 in the file, float32 once loaded."""
