@@ -125,6 +125,26 @@ class TestPlan:
         assert held_out(4, 0) == ([0, 1, 2, 3], [])
 
 
+class TestPace:
+    def test_steps_are_equal_by_default(self) -> None:
+        """The schedule is where the steps are."""
+        plan = self.plan("steps")
+        assert [plan.pace(step) for step in range(plan.steps + 1)] == list(range(plan.steps + 1))
+
+    def test_pixels_share_the_schedule(self) -> None:
+        """Oracle by hand: 3 epochs of 32 px and 1 of 64 px cost 3 and 4 parts of 7, in 8 steps."""
+        plan = self.plan("pixels")
+        assert plan.steps == 8
+        expected = [8 / 7 * part for part in (0, 0.5, 1, 1.5, 2, 2.5, 3, 5, 7)]
+        assert [plan.pace(step) for step in range(9)] == pytest.approx(expected)
+
+    def plan(self, pace: str) -> Plan:
+        """Four epochs of two steps, the last at twice the resolution."""
+        stages = (Stage(size=32, epochs=3), Stage(size=None, epochs=1))
+        row = recipe(stages=stages, pace=pace)
+        return Plan(recipe=row, own_size=64, images=tuple(range(16)), seed=0)
+
+
 class TestOptimizer:
     def test_learning_rate(self) -> None:
         """Linear to the peak, then (1 + cos)/2 down to a hundredth of it."""

@@ -91,7 +91,10 @@ def teach(
 
 def train(
     preset: Annotated[
-        str, typer.Argument(help="distill, distill-small, finetune, linear-probe or scratch.")
+        str,
+        typer.Argument(
+            help="distill, distill-small, distill-classes, finetune, linear-probe or scratch."
+        ),
     ],
     data: Annotated[
         Path, typer.Option(help="ImageFolder; one with train and val inside gives both.")
@@ -124,6 +127,10 @@ def train(
     augment: Annotated[
         str | None, typer.Option(help="distill, light, strong or crop; a store has its own.")
     ] = None,
+    mirror: Annotated[bool | None, typer.Option(help="Mirror half of the views once more.")] = None,
+    cutmix: Annotated[
+        float | None, typer.Option(help="Share of the batches that CutMix mixes.")
+    ] = None,
     image_size: SizeOption = None,
     seed: SeedOption = 0,
     workers: WorkersOption = 2,
@@ -152,6 +159,8 @@ def train(
         lr=lr,
         warmup=warmup,
         ema=ema,
+        mirror=mirror,
+        cutmix=cutmix,
         policy=None if augment is None else policy_for(augment),
     )
     request = TrainRequest(

@@ -45,8 +45,8 @@ def make_optimizer(model: TinyVitForImageClassification, recipe: Recipe) -> torc
     )
 
 
-def learning_rate(recipe: Recipe, step: int, total: int, warmup: int) -> float:
-    """Rate at `step` out of `total`: linear warm-up, then a cosine to 1 % of the peak."""
+def learning_rate(recipe: Recipe, step: float, total: int, warmup: int) -> float:
+    """Rate at `step`, of `Plan.pace`, out of `total`: linear warm-up, then a cosine to 1 %."""
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

@@ -70,6 +70,17 @@ class Plan:
             for number, size in enumerate(sizes)
         ]
 
+    def pace(self, step: int) -> float:
+        """Where the schedule of the learning rate is at a step, in steps of equal pace."""
+        if self.recipe.pace == "steps":
+            return step
+        pixels = [epoch.size**2 for epoch in self.epochs()]
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        done = float(sum(pixels[:epoch]))
+        if inside:
+            done += pixels[epoch] * inside / self.steps_per_epoch
+        return self.steps * done / sum(pixels)
+
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
         """What one process reads in an epoch: its part of each part of each batch.
 

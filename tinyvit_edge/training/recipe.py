@@ -31,12 +31,16 @@ class Recipe:
         batch: images a step, over all processes.
         accumulate: parts that a batch is computed in, for want of memory.
         lr: peak of the learning rate at `batch`; another batch scales it linearly.
+        pace: whether the schedule of the rate advances by "steps", or by "pixels", which leaves
+            stages of a high resolution the share of it that they cost.
         warmup: epochs of linear warm-up.
         weight_decay: AdamW's, for matrices and kernels; vectors have none.
         layer_decay: factor on the learning rate a block, from the head down.
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights, which is what is saved; 0 is off.
         label_smoothing: for targets from labels.
+        mirror: half of the views are mirrored once more, whatever their targets come from.
+        cutmix: share of the batches whose images are pasted into one another, and targets mixed.
         drop_path: stochastic depth of the last block.
         freeze_bn: BatchNorm keeps its statistics, as Microsoft fine-tunes.
         train: "all" weights or the "head" alone.
@@ -49,12 +53,15 @@ class Recipe:
     batch: int = 64
     accumulate: int = 1
     lr: float
+    pace: Literal["steps", "pixels"] = "steps"
     warmup: float = 1.0
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     clip: float = 5.0
     ema: float = 0.999
     label_smoothing: float = 0.0
+    mirror: bool = False
+    cutmix: float = 0.0
     drop_path: float = 0.0
     freeze_bn: bool = False
     train: Literal["all", "head"] = "all"
@@ -70,6 +77,8 @@ class Recipe:
             )
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
             raise InputError("training: lr must be > 0, layer_decay in (0, 1], ema in [0, 1)")
+        if not 0 <= self.cutmix <= 1:
+            raise InputError(f"--cutmix {self.cutmix}: give a share of the batches, 0 to 1")
 
     @property
     def epochs(self) -> int:
@@ -107,6 +116,20 @@ PRESETS: Mapping[str, Recipe] = {
         lr=1e-3,
         warmup=1,
         ema=0.999,
+    ),
+    # from a student of all the teacher's classes to those of the folder; the few views of a store
+    # are known by heart by then, hence the mirror and CutMix
+    "distill-classes": Recipe(
+        targets="store",
+        stages=(Stage(size=112, epochs=28), Stage(size=168, epochs=4), Stage(size=None, epochs=2)),
+        batch=64,
+        lr=7e-4,
+        pace="pixels",
+        warmup=1,
+        ema=0.998,
+        mirror=True,
+        cutmix=0.3,
+        needs_weights=True,
     ),
     # 22k to 1k in the paper: layer-wise rates, BatchNorm in eval mode
     "finetune": Recipe(

@@ -92,7 +92,6 @@ def prepare(request: TrainRequest) -> Setup:
         StoreError: the store is not of these images.
         DataError: the folders do not fit the classes.
     """
-    recipe = request.recipe
     data, val_folder = _folders(request)
     store = _store(request)
     start = _start(request)
@@ -109,44 +108,60 @@ def prepare(request: TrainRequest) -> Setup:
     if store is not None:
         store.check_data(keys_of(dataset), content)
     trained, measured = held_out(len(dataset), 0 if val_folder else request.hold_out)
-    paths = [sample.path for sample in dataset.samples]
-    source: Source
-    if store is not None:
-        source = StoreSource(store, paths, columns)
-    else:
-        source = LabelSource(
-            dataset,
-            policy=recipe.policy,
-            seed=request.seed,
-            classes=len(labels),
-            smoothing=recipe.label_smoothing,
-        )
     plan = Plan(
-        recipe=recipe,
+        recipe=request.recipe,
         own_size=student.preprocessing.size,
         images=tuple(trained),
         seed=request.seed,
     )
     return Setup(
         checkpoint=student,
-        source=source,
+        source=_source(request, dataset, store, columns, len(labels)),
         plan=plan,
         val=_val(data, val_folder, measured, labels),
-        run={
-            "recipe": asdict(recipe),
-            "seed": request.seed,
-            "weights": request.weights or request.variant,
-            "weights_sha256": student.sha256,
-            "image_size": student.preprocessing.size,
-            "labels": list(labels),
-            "data_sha256": content,
-            "trained_on": len(trained),
-            "teacher": None if store is None else store.manifest.teacher,
-            "teacher_sha256": None if store is None else store.manifest.teacher_sha256,
-            "store_seed": None if store is None else store.manifest.seed,
-            "amp": request.amp,
-        },
+        run=_facts(request, student, content, len(trained), store),
     )
+
+
+def _source(
+    request: TrainRequest,
+    dataset: ImageDataset,
+    store: Store | None,
+    columns: list[int] | None,
+    classes: int,
+) -> Source:
+    """Where views and targets come from."""
+    if store is not None:
+        return StoreSource(store, [sample.path for sample in dataset.samples], columns)
+    return LabelSource(
+        dataset,
+        policy=request.recipe.policy,
+        seed=request.seed,
+        classes=classes,
+        smoothing=request.recipe.label_smoothing,
+    )
+
+
+def _facts(
+    request: TrainRequest, student: Checkpoint, content: str, trained: int, store: Store | None
+) -> dict[str, Any]:
+    """What decides the result."""
+    taught = None if store is None else store.manifest
+    return {
+        "recipe": asdict(request.recipe),
+        "seed": request.seed,
+        "weights": request.weights or request.variant,
+        "weights_sha256": student.sha256,
+        "image_size": student.preprocessing.size,
+        "labels": list(student.labels),
+        "data_sha256": content,
+        "trained_on": trained,
+        "teacher": None if taught is None else taught.teacher,
+        "teacher_sha256": None if taught is None else taught.teacher_sha256,
+        "store_seed": None if taught is None else taught.seed,
+        "store_epochs": None if taught is None else taught.epochs,
+        "amp": request.amp,
+    }
 
 
 def _folders(request: TrainRequest) -> tuple[Path, Path | None]:

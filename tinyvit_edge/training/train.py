@@ -34,6 +34,7 @@ from tinyvit_edge.training.plan import Epoch
 from tinyvit_edge.training.request import Setup, TrainRequest, prepare
 from tinyvit_edge.training.state import MetricsLog, load_state, save_state
 from tinyvit_edge.training.student import fit_windows, set_drop_path
+from tinyvit_edge.training.variation import vary
 
 __all__ = ["train"]
 
@@ -145,7 +146,9 @@ class _Run:
         )
         clock = _Clock(time.perf_counter())
         for _ in range(len(rest) // parts):
-            rate = learning_rate(self.recipe, self.step, self.plan.steps, self.plan.warmup_steps)
+            rate = learning_rate(
+                self.recipe, self.plan.pace(self.step), self.plan.steps, self.plan.warmup_steps
+            )
             set_learning_rate(self.optimizer, rate)
             # the generator's state is then a function of the step: nothing of it to be stored
             torch.manual_seed(sample_seed(self.request.seed, self.step, self.group.rank))
@@ -170,6 +173,7 @@ class _Run:
             images, indices = next(views)
             read = time.perf_counter()
             targets = self.setup.source.targets(epoch.number, indices.tolist())
+            images, targets = vary(images, targets, self.recipe)
             clock.waiting += read - began
             clock.targets += time.perf_counter() - read
             clock.images += len(images) * self.group.world
