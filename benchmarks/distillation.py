@@ -105,7 +105,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 shares[name].append(share)
         print(f"round {number} of {args.rounds}", file=sys.stderr)
     on_disk = sum(p.stat().st_size for p in store_path.rglob("*.bin"))
-    formula = count * (4 + 4 * args.top_k)  # a seed, and an index and a probability each
+    # a seed, and an index and a probability of two bytes each
+    formula = count * (4 + 4 * store.manifest.top_k)
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "device": str(student.device),

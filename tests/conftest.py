@@ -316,6 +316,14 @@ def deployed(digits_images: Path, tmp_path_factory: pytest.TempPathFactory) -> D
     return Deployed(out=out, report=report)
 
 
+@pytest.fixture(scope="session")
+def content() -> Callable[[Path], dict[str, bytes]]:
+    """`content(folder)`: every file below it, by its relative name."""
+    return lambda folder: {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
 @pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

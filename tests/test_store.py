@@ -66,11 +66,6 @@ def fill(writer: StoreWriter, *, stop_after: int | None = None) -> None:
                 written += 1
 
 
-def content(root: Path) -> dict[str, bytes]:
-    """Every file of a store."""
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A whole one."""
@@ -115,7 +110,7 @@ def test_size_is_the_formulas(store):
     assert sum(path.stat().st_size for path in store.rglob("*.bin")) == formula
 
 
-def test_truncated_part_goes_on(tmp_path):
+def test_truncated_part_goes_on(tmp_path, content):
     """Cut at every byte of a shard's part, the store ends as one that was never stopped."""
     fill(StoreWriter(tmp_path / "whole", manifest(), KEYS))
     whole = content(tmp_path / "whole")
@@ -132,7 +127,7 @@ def test_truncated_part_goes_on(tmp_path):
         assert content(cut) == whole
 
 
-def test_more_epochs_extend(store):
+def test_more_epochs_extend(store, content):
     """What is there stays; the manifest tells of the new."""
     before = content(store)
     fill(StoreWriter(store, manifest(epochs=3), KEYS))
@@ -152,7 +147,7 @@ def test_more_epochs_extend(store):
         {"augmentation_version": augment.VERSION + 1},
     ],
 )
-def test_other_store_is_not_continued(store, changed):
+def test_other_store_is_not_continued(store, changed, content):
     """The field that differs is named, and nothing is touched."""
     before = content(store)
     with pytest.raises(StoreError, match=next(iter(changed))):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 EPOCHS = 40
+Content = Callable[[Path], dict[str, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,10 @@ def command(photos: Path, out: Path) -> list[str]:
     ]
 
 
-def content(root: Path) -> dict[str, bytes]:
-    """Every file of a store."""
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
 @pytest.fixture(scope="module")
-def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(
+    photos: Path, content: Content, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """The store of one process that nobody stopped."""
     out = tmp_path_factory.mktemp("whole") / "store"
     subprocess.run([sys.executable, *command(photos, out)], check=True)
@@ -49,7 +47,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 def test_killed_store_ends_as_if_it_had_not_been(
-    photos: Path, whole: dict[str, bytes], tmp_path: Path
+    photos: Path, whole: dict[str, bytes], content: Content, tmp_path: Path
 ) -> None:
     """Kill -9 on the way, twice; every file equals the uninterrupted run's, to the byte."""
     out = tmp_path / "store"
@@ -68,7 +66,7 @@ def test_killed_store_ends_as_if_it_had_not_been(
 
 
 def test_two_processes_write_the_store_of_one(
-    photos: Path, whole: dict[str, bytes], tmp_path: Path
+    photos: Path, whole: dict[str, bytes], content: Content, tmp_path: Path
 ) -> None:
     """Under torchrun with gloo; the oracle is one process's store, to the byte."""
     out = tmp_path / "store"
@@ -117,7 +115,7 @@ def test_folder_without_images_is_one_line(tmp_path: Path, cli: Callable[..., An
 
 
 def test_other_lesson_in_the_same_folder_is_refused(
-    photos: Path, tmp_path: Path, cli: Callable[..., Any]
+    photos: Path, content: Content, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     """What differs is named, and the store stays as it was."""
     out = tmp_path / "store"

@@ -173,10 +173,10 @@ class _Run:
             images, indices = next(views)
             read = time.perf_counter()
             targets = self.setup.source.targets(epoch.number, indices.tolist())
-            images, targets = vary(images, targets, self.recipe)
             clock.waiting += read - began
             clock.targets += time.perf_counter() - read
             clock.images += len(images) * self.group.world
+            images, targets = vary(images, targets, self.recipe)
             last = part == parts - 1
             quiet = self.group.world > 1 and not last
             with self.parallel.no_sync() if quiet else nullcontext():  # type: ignore[operator]
