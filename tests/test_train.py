@@ -26,9 +26,9 @@ from tinyvit_edge.distill.teach import TeachRequest, teach
 from tinyvit_edge.errors import InputError, StoreError
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.preprocessing import preset
+from tinyvit_edge.training.log import MetricsLog
 from tinyvit_edge.training.recipe import Recipe, Stage
 from tinyvit_edge.training.request import TrainRequest
-from tinyvit_edge.training.state import MetricsLog
 from tinyvit_edge.training.train import train
 
 

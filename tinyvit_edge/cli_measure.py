@@ -19,6 +19,7 @@ from tinyvit_edge.cli_common import (
     emit,
     preset_name,
 )
+from tinyvit_edge.errors import InputError
 
 __all__ = ["register", "show_facts"]
 
@@ -133,30 +134,60 @@ def evaluate(
 
 
 def report(
-    path: Annotated[Path, typer.Argument(help="report.json, or the folder it is in.")],
+    path: Annotated[
+        Path, typer.Argument(help="report.json, the folder it is in, or the folder of a training.")
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a GitHub table.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write the self-contained page to this file.")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Show a report again; exit as the run that wrote it did."""
+    """Show a report again, and exit as the run that wrote it did; or the curves of a training."""
+    from tinyvit_edge.training.log import is_run
+
+    if is_run(path):
+        if markdown:
+            raise InputError(
+                "--markdown is for reports of deploy; a training has --html and --json"
+            )
+        _report_training(path, html, json)
+        return
     from rich.console import Console
 
-    from tinyvit_edge.files import atomic_file
     from tinyvit_edge.report import read_report, render_markdown, render_table
     from tinyvit_edge.report_html import render_html
 
     loaded = read_report(path)
     if html is not None:
-        with atomic_file(html) as temporary:
-            temporary.write_text(render_html(loaded), encoding="utf-8")
+        _write_page(html, render_html(loaded))
     if emit(loaded.to_dict(), json):
         if markdown:
             typer.echo(render_markdown(loaded))
         else:
             render_table(loaded, Console())
     raise typer.Exit(loaded.exit_code)
+
+
+def _report_training(path: Path, html: Path | None, json: str | None) -> None:
+    from rich.console import Console
+
+    from tinyvit_edge.report_table import print_whole
+    from tinyvit_edge.training.curves import render_html, render_table
+    from tinyvit_edge.training.log import read_run
+
+    log = read_run(path)
+    if html is not None:
+        _write_page(html, render_html(log))
+    if emit(log.to_dict(), json):
+        print_whole(render_table(log), Console(highlight=False))
+
+
+def _write_page(path: Path, page: str) -> None:
+    from tinyvit_edge.files import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _print_latencies(rows: list[dict[str, Any]]) -> None:

@@ -7,10 +7,10 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 from tinyvit_edge.report import Accuracy, Conversion, Gate, Quantization, Report, Row
+from tinyvit_edge.report_page import card, figure, page, scrolling_table
 from tinyvit_edge.report_plots import Bar, Point, bars, legend, scatter, series_of
 from tinyvit_edge.report_table import (
     COLUMNS,
@@ -27,9 +27,6 @@ from tinyvit_edge.report_table import (
 
 __all__ = ["render_html"]
 
-_STYLE = Path(__file__).parent / "assets" / "report.css"
-# Said in the page too, so that a browser refuses what this module promises not to write.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _COMPARED = {
     "Conversion loss": "PyTorch at the same precision",
     "Quantization loss": "the fp32 PyTorch model",
@@ -51,15 +48,7 @@ def render_html(report: Report) -> str:
         _command(report),
         _footer(report),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n"
-        f"</head>\n<body>\n{''.join(f'{section}{chr(10)}' for section in sections if section)}"
-        "</body>\n</html>\n"
-    )
+    return page(title, sections)
 
 
 def _header(report: Report, title: str) -> str:
@@ -89,7 +78,7 @@ def _facts(report: Report) -> str:
         "Python": host["python"],
         "packages": ", ".join(f"{name} {version}" for name, version in host["packages"].items()),
     }
-    cards = (_card("Model", about_model), _card("Host", about_host))
+    cards = (card("Model", about_model), card("Host", about_host))
     return f'<h2>What was measured, and where</h2><div class="pair">{"".join(cards)}</div>'
 
 
@@ -97,11 +86,6 @@ def _accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None or accuracy.top1 is None:
         return NOT_MEASURED
     return f"{percent(accuracy.top1)} %"
-
-
-def _card(title: str, facts: dict[str, str]) -> str:
-    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    return f'<section class="card"><h3>{escape(title)}</h3><dl>{pairs}</dl></section>'
 
 
 def _results(report: Report) -> str:
@@ -121,7 +105,7 @@ def _results(report: Report) -> str:
     )
     caption = "A dash: not measured, or not applicable."
     return (
-        f"<h2>Results</h2>{_table('Results', caption, head, body)}"
+        f"<h2>Results</h2>{scrolling_table('Results', caption, head, body)}"
         + (f'<ol class="notes">{notes}</ol>' if notes else "")
         + _legend_of_columns()
     )
@@ -248,10 +232,7 @@ def _figure(
     left_out = f" Left out, no figure: {', '.join(missing)}." if missing else ""
     present = {item.series for item in shown}
     key = legend({name: number for name, number in series.items() if name in present})
-    return (
-        f'<figure class="card"><figcaption><h3>{escape(title)}</h3>'
-        f"<p>{escape(text.strip() + left_out)}</p></figcaption>{key}{drawn}</figure>"
-    )
+    return figure(title, text.strip() + left_out, key + drawn)
 
 
 def _name(row: Row) -> str:
@@ -276,7 +257,7 @@ def _gates_of(row: Row, head: str) -> str:
     passed = sum(gate.passed for gate in row.gates)
     status = "ok" if passed == len(row.gates) else "gate_failed"
     body = "".join(f"<tr>{_gate(gate)}</tr>" for gate in row.gates)
-    table = _table(f"Gates of {_name(row)}", "", head, f"<tbody>{body}</tbody>", "")
+    table = scrolling_table(f"Gates of {_name(row)}", "", head, f"<tbody>{body}</tbody>", "")
     summary = f"{escape(_name(row))} {_badge(status, f'{passed} of {len(row.gates)} passed')}"
     state = "" if status == "ok" else " open"
     return f'<details class="card"{state}><summary>{summary}</summary>{table}</details>'
@@ -313,7 +294,7 @@ def _timings(rows: Sequence[Row]) -> str:
     head = "".join(f'<th scope="col">{word}</th>' for word in words)
     head = f'<tr><th scope="col" class="words">artifact</th>{head}</tr>'
     caption = "One image at a time, one process per artifact's runtime."
-    table = _table("Latency", caption, head, _by_target(timed, _timing))
+    table = scrolling_table("Latency", caption, head, _by_target(timed, _timing))
     return f"<h2>Latency in detail</h2>{table}" if timed else ""
 
 
@@ -340,7 +321,7 @@ def _artifacts(rows: Sequence[Row]) -> str:
     )
     head = f'<tr><th scope="col" class="words">artifact</th>{head}</tr>'
     caption = "Links work where this page lies beside the bundles."
-    table = _table("Artifacts", caption, head, _by_target(made, _artifact))
+    table = scrolling_table("Artifacts", caption, head, _by_target(made, _artifact))
     return f"<h2>Artifacts</h2>{table}" if made else ""
 
 
@@ -384,13 +365,3 @@ def _by_target(rows: Sequence[Row], cells: Callable[[Row], str]) -> str:
 
 def _row_head(row: Row) -> str:
     return f'<th scope="row"><span>{escape(row.target)}</span> {escape(row.precision)}</th>'
-
-
-def _table(name: str, caption: str, head: str, body: str, kind: str = "card ") -> str:
-    # focusable, so that the keyboard can scroll what does not fit
-    words = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="{kind}scroll" tabindex="0" role="region" '
-        f'aria-label="{escape(name, quote=True)}"><table>{words}<thead>{head}</thead>{body}</table>'
-        "</div>"
-    )

@@ -12,7 +12,7 @@ import torch
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.files import atomic_file
 
-__all__ = ["MetricsLog", "load_state", "save_state"]
+__all__ = ["load_state", "save_state"]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -41,30 +41,3 @@ def load_state(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
             " begun, or name another folder"
         )
     return state
-
-
-class MetricsLog:
-    """Metrics as JSON lines, each with its step; a resumed run drops those after its state."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = [line for line in self.lines(path) if line["step"] <= step]
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-
-    def write(self, **values: Any) -> None:
-        """Add a line."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(_line(values))
-
-    @staticmethod
-    def lines(path: Path) -> list[dict[str, Any]]:
-        """All whole lines; a kill can leave half of the last one."""
-        if not path.exists():
-            return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1] if line]
-
-
-def _line(values: dict[str, Any]) -> str:
-    return json.dumps(values, allow_nan=True) + "\n"

@@ -22,8 +22,10 @@ from tinyvit_edge.distill.targets import soft_cross_entropy
 from tinyvit_edge.distill.teachers import prepare as normalised
 from tinyvit_edge.distill.views import loader
 from tinyvit_edge.distributed import Amp, Group, pick_amp, process_group
-from tinyvit_edge.files import check_writable, write_json
+from tinyvit_edge.files import atomic_file, check_writable, write_json
 from tinyvit_edge.modeling import TinyVitForImageClassification
+from tinyvit_edge.training.curves import render_html
+from tinyvit_edge.training.log import METRICS, RUN, MetricsLog, read_run
 from tinyvit_edge.training.optimizer import (
     Ema,
     learning_rate,
@@ -32,13 +34,13 @@ from tinyvit_edge.training.optimizer import (
 )
 from tinyvit_edge.training.plan import Epoch
 from tinyvit_edge.training.request import Setup, TrainRequest, prepare
-from tinyvit_edge.training.state import MetricsLog, load_state, save_state
+from tinyvit_edge.training.state import load_state, save_state
 from tinyvit_edge.training.student import fit_windows, set_drop_path
 from tinyvit_edge.training.variation import vary
 
 __all__ = ["train"]
 
-MODEL, STATE, METRICS, RUN = "model", "state.pt", "metrics.jsonl", "run.json"
+MODEL, STATE, PAGE = "model", "state.pt", "report.html"
 LOG_STEPS = 20
 
 
@@ -46,7 +48,7 @@ def train(request: TrainRequest, *, display: QuietDisplay | None = None) -> dict
     """Train, or go on where a run in `request.out` was; under `torchrun` on all its processes.
 
     Writes ``run.json`` (what decides the result), ``metrics.jsonl``, ``state.pt`` and, at the end,
-    the model as a Hugging Face folder ``model``.
+    the model as a Hugging Face folder ``model`` and the curves as ``report.html``.
 
     Returns:
         Facts for people: where the model is, its accuracy on what was measured.
@@ -123,6 +125,7 @@ class _Run:
             model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()
             dtype = torch.float16 if self.request.half else torch.float32
             save_checkpoint(replace(self.setup.checkpoint, model=model), out, dtype=dtype)
+            self._write_page()
         self.group.barrier()
         val = self.setup.val
         return {
@@ -134,6 +137,11 @@ class _Run:
             "top1": top1,
             "measured_on": len(val) if val is not None else 0,
         }
+
+    def _write_page(self) -> None:
+        if MetricsLog.lines(self.request.out / METRICS):  # a run of a few steps logs nothing
+            with atomic_file(self.request.out / PAGE) as temporary:
+                temporary.write_text(render_html(read_run(self.request.out)), encoding="utf-8")
 
     def _train_epoch(self, epoch: Epoch, advance: Callable[[int], None]) -> None:
         fit_windows(self.model, epoch.size)
