@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import report_samples
+import timm_oracle as timm_oracle_module
 from tinyvit_edge.__main__ import main
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.compat import tolerate_torchvision
@@ -36,20 +37,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 Model = TypeVar("Model", bound=nn.Module)
 
-
-def _load_helper(name: str) -> ModuleType:
-    """A module beside this file, which pytest's importlib mode keeps off the import path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_ORACLE = _load_helper("timm_oracle")
-_SAMPLES = _load_helper("report_samples")
 
 # Before any test module imports transformers, whose image classes import torchvision.
 tolerate_torchvision()
@@ -108,13 +95,13 @@ def sqnr_db() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture(scope="session")
 def timm_oracle() -> ModuleType:
     """`timm_model(name, seed, **kwargs)` and `timm_biases(table, window)`."""
-    return _ORACLE
+    return timm_oracle_module
 
 
 @pytest.fixture(scope="session")
 def samples() -> ModuleType:
     """`made`, `missing`, `report_of`, `full_report` and `printed`: reports without a run."""
-    return _SAMPLES
+    return report_samples
 
 
 @pytest.fixture(scope="session")

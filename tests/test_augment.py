@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from augment_samples import CHANGED, digest, picture, plain
 from tinyvit_edge.distill import augment
 from tinyvit_edge.distill.augment import (
     POLICIES,
     Mix,
     Pixels,
     Policy,
-    View,
     draw,
     draw_mix,
     mix,
@@ -28,9 +27,6 @@ from tinyvit_edge.distill.draws import Draws
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.preprocessing import Preprocessing, resize
 
-CHANGED = "the bytes have changed: every store that exists would replay other pixels; undo it, or"
-CHANGED += " raise augment.VERSION and write the new digests down here"
-
 # first 16 digits of SHA-256, by side; made on Linux x86-64 with Pillow 13.0.0 and numpy 2.4.6
 POLICY_DIGESTS = {
     "crop": {32: "4bbf3058fb503638", 57: "d74d43045389e6e1"},
@@ -38,23 +34,6 @@ POLICY_DIGESTS = {
     "light": {32: "8825399342b73dcb", 57: "64a2fa19e2f704b3"},
     "strong": {32: "0afb228e095cdcd9", 57: "2522704c74bce938"},
 }
-
-
-def picture(width: int = 96, height: int = 64, shift: int = 0) -> Image.Image:
-    """Gradients, a chequer and a hyperbolic pattern by integer arithmetic, in 18..217."""
-    y, x = np.mgrid[0:height, 0:width]
-    red = (x * 150 // width + y * 49 // height + shift) % 200
-    green = (x * y // 3 + shift) % 200
-    blue = 120 * ((x // 5 + y // 7) % 2) + (x + 2 * y + shift) % 80
-    return Image.fromarray((np.stack((red, green, blue), 2) + 18).astype(np.uint8))
-
-
-def plain(image: Image.Image, **changes: Any) -> View:
-    """The whole image as it is, but for the changes."""
-    whole = View(
-        box=(0, 0, image.width, image.height), flip=False, operations=(), erase=None, noise_seed=0
-    )
-    return replace(whole, **changes)
 
 
 def rendered(policy: Policy, seed: int, size: int) -> Pixels:
@@ -66,10 +45,6 @@ def rendered(policy: Policy, seed: int, size: int) -> Pixels:
         return pixels
     partner = draw(policy, seed + 1, other.width, other.height)
     return mix(pixels, render(other, partner, size), how)
-
-
-def digest(*pixels: Pixels) -> str:
-    return hashlib.sha256(b"".join(part.tobytes() for part in pixels)).hexdigest()[:16]
 
 
 def policy_digest(name: str, size: int) -> str:
