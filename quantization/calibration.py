@@ -1,13 +1,18 @@
-"""Calibration: the range of every quantized layer's input and output, seen on real images."""
+"""Calibration: the range of every quantized layer's input and output, seen on real images.
+
+The ranges, and the factors that even out channels first, are what `Calibration` holds and its file
+keeps; `calibrate` finds them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +20,19 @@ from torch import Tensor, nn
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.files import write_json
 from tinyvit_edge.preprocessing import Preprocessing
+from tinyvit_edge.quantization.conditioning import apply_factors, factors_of
+from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.qdq import QuantParams
+from tinyvit_edge.quantization.ranges import METHODS, Histogram
 
 if TYPE_CHECKING:
     from tinyvit_edge.precision import Precision
 
-__all__ = ["Calibration", "LayerRanges", "calibrate", "quantizable"]
+__all__ = ["AUTO", "Calibration", "LayerRanges", "calibrate", "passes", "quantizable"]
 
-_SCHEMA_VERSION = 1
+AUTO = "auto"
+
+_SCHEMA_VERSION = 2
 _DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError, InputError)
 
 
@@ -32,6 +42,8 @@ class LayerRanges:
 
     input: QuantParams
     output: QuantParams
+    rules: tuple[str, str] = ("min-max", "min-max")
+    """Which of `tinyvit_edge.quantization.ranges.METHODS` chose them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +52,28 @@ class Calibration:
 
     layers: Mapping[str, LayerRanges]
     images: int
+    method: str = "min-max"
+    """What was asked for: one rule for all tensors, or "auto"."""
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the channels of a norm are divided by before they are quantized."""
     photos_sha256: str | None = None
     """`tinyvit_edge.data.fingerprint` of the photos; None where they did not come from files."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
         return {
-            "method": "min-max",
+            "method": self.method,
             "images": self.images,
             "photos_sha256": self.photos_sha256,
             "layers": {
                 name: {
                     "input": [ranges.input.scale, ranges.input.zero_point],
                     "output": [ranges.output.scale, ranges.output.zero_point],
+                    "rules": list(ranges.rules),
                 }
                 for name, ranges in self.layers.items()
             },
+            "factors": {name: list(values) for name, values in self.factors.items()},
         }
 
     @classmethod
@@ -69,10 +87,17 @@ class Calibration:
             name: LayerRanges(
                 input=QuantParams(scale=ends["input"][0], zero_point=ends["input"][1]),
                 output=QuantParams(scale=ends["output"][0], zero_point=ends["output"][1]),
+                rules=(ends["rules"][0], ends["rules"][1]),
             )
             for name, ends in values["layers"].items()
         }
-        return cls(layers=layers, images=values["images"], photos_sha256=values["photos_sha256"])
+        return cls(
+            layers=layers,
+            images=values["images"],
+            photos_sha256=values["photos_sha256"],
+            method=values["method"],
+            factors={name: tuple(map(float, f)) for name, f in values["factors"].items()},
+        )
 
     def write(self, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> None:
         """Write a JSON file that `read` takes, with what the ranges are for."""
@@ -109,7 +134,7 @@ class Calibration:
             raise InputError(f"{path}: schema version {version} is not {_SCHEMA_VERSION}")
         if made_for != weights_sha256:
             raise InputError(f"{path}: calibrated for other weights; run quantize ptq on these")
-        for name in (field.name for field in fields(Preprocessing)):
+        for name in (item.name for item in fields(Preprocessing)):
             then, now = getattr(contract, name), getattr(preprocessing, name)
             if then != now:
                 raise InputError(
@@ -134,51 +159,123 @@ def quantizable(
 
 def calibrate(
     module: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Sequence[Tensor],
     *,
+    method: str = "min-max",
+    strength: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """Run a float deployment form over images and take the min-max range of each layer.
+    """Run a float deployment form over images and choose the range of each layer.
 
     Args:
         module: float deployment form.
-        batches: normalised images (B, 3, S, S) float32.
-        progress: called with the number of images in each batch done.
+        batches: normalised images (B, 3, S, S) float32; they are gone through `passes` times.
+        method: a rule of `tinyvit_edge.quantization.ranges.METHODS` for all tensors, or "auto":
+            for each tensor the rule whose range harms the logits least.
+        strength: of `tinyvit_edge.quantization.conditioning`, 0..1; None leaves it out.
+        progress: called with the number of images in each batch done, in every pass.
 
     Raises:
         DataError: no image, or a layer gives a value that is not finite.
+        InputError: no such method.
     """
-    observers = {name: (_MinMax(), _MinMax()) for name in quantizable(module)}
-    hooks = [
-        module.get_submodule(name).register_forward_hook(_observe(*pair))
-        for name, pair in observers.items()
-    ]
-    images = 0
+    if method not in (*METHODS, AUTO):
+        raise InputError(f"unknown calibration method {method!r}: {', '.join((*METHODS, AUTO))}")
+    if not batches:
+        raise DataError("calibration got no image: give a folder of photos with --calib")
+    factors: Mapping[str, tuple[float, ...]] = {}
+    if strength is not None:
+        factors = factors_of(module, _told(batches, progress), strength)
+        module = deepcopy(module)
+        apply_factors(module, factors)
+    extremes = {place: _MinMax() for place in _places(module)}
+    _observe(module, _told(batches, progress), extremes)
+    histograms = {place: Histogram.over(*seen.range(place)) for place, seen in extremes.items()}
+    if method != "min-max":
+        _observe(module, _told(batches, progress), histograms)
+    if method == AUTO:
+        chosen = _least_harmful(module, batches, histograms, progress)
+    else:
+        chosen = {place: (method, METHODS[method](seen)) for place, seen in histograms.items()}
+    return Calibration(
+        layers={
+            name: LayerRanges(
+                input=chosen[name, "input"][1],
+                output=chosen[name, "output"][1],
+                rules=(chosen[name, "input"][0], chosen[name, "output"][0]),
+            )
+            for name in quantizable(module)
+        },
+        images=sum(map(len, batches)),
+        method=method,
+        factors=factors,
+    )
+
+
+def passes(method: str, strength: float | None) -> int:
+    """How often `calibrate` goes through the images, for a progress bar."""
+    return 1 + (strength is not None) + (method != "min-max") + (method == AUTO)
+
+
+def _least_harmful(
+    module: nn.Module,
+    batches: Sequence[Tensor],
+    histograms: Mapping[Place, Histogram],
+    progress: Callable[[int], None] | None,
+) -> dict[Place, tuple[str, QuantParams]]:
+    tried = {
+        place: {name: rule(seen) for name, rule in METHODS.items()}
+        for place, seen in histograms.items()
+    }
+    errors = logit_errors(
+        module,
+        batches,
+        {place: list(by.values()) for place, by in tried.items()},
+        progress=progress,
+    )
+    chosen = {}
+    for place, by_name in tried.items():
+        best = min(range(len(by_name)), key=errors[place].__getitem__)
+        chosen[place] = list(by_name.items())[best]
+    return chosen
+
+
+def _places(module: nn.Module) -> list[Place]:
+    return [(name, side) for name in quantizable(module) for side in ("input", "output")]
+
+
+def _told(batches: Sequence[Tensor], progress: Callable[[int], None] | None) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch
+        if progress:
+            progress(len(batch))
+
+
+class _Observer(Protocol):
+    def see(self, x: Tensor, /) -> None: ...
+
+
+def _observe(
+    module: nn.Module, batches: Iterable[Tensor], observers: Mapping[Place, _Observer]
+) -> None:
+    """Show every layer's input and output to its observers."""
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            observers[name, "input"].see(inputs[0])
+            observers[name, "output"].see(output)
+
+        return hook
+
+    names = dict.fromkeys(name for name, _ in observers)
+    handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         with torch.inference_mode():
             for batch in batches:
                 module(batch)
-                images += len(batch)
-                if progress:
-                    progress(len(batch))
     finally:
-        for hook in hooks:
-            hook.remove()
-    if not images:
-        raise DataError("calibration got no image: give a folder of photos with --calib")
-    layers = {
-        name: LayerRanges(input=before.params(name), output=after.params(name))
-        for name, (before, after) in observers.items()
-    }
-    return Calibration(layers=layers, images=images)
-
-
-def _observe(before: _MinMax, after: _MinMax) -> Callable[..., None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        before.see(inputs[0])
-        after.see(output)
-
-    return hook
+        for handle in handles:
+            handle.remove()
 
 
 class _MinMax:
@@ -194,7 +291,7 @@ class _MinMax:
         self.finite = self.finite and math.isfinite(low) and math.isfinite(high)
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def params(self, name: str) -> QuantParams:
+    def range(self, place: Place) -> tuple[float, float]:
         if not self.finite:
-            raise DataError(f"layer {name} gives values that are not finite on these images")
-        return QuantParams.from_range(self.low, self.high)
+            raise DataError(f"layer {place[0]} gives values that are not finite on these images")
+        return self.low, self.high

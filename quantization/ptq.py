@@ -16,6 +16,7 @@ from torch import nn
 from tinyvit_edge.data import SAMPLE_SIZE
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.quantization.calibration import Calibration, quantizable
+from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, replace_layers
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def quantize(
         return module
     if precision.calibrated and calibration is None:
         raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
+    if calibration is not None and precision.calibrated:
+        apply_factors(module, calibration.factors)
     names = quantizable(module, precision)
 
     def make(name: str, layer: nn.Module) -> nn.Module | None:

@@ -162,7 +162,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no contract": lambda values: {k: v for k, v in values.items() if k != "preprocessing"},
     "contract is null": _damage("preprocessing", None),
     "contract is empty": _damage("preprocessing", {}),
-    "other version": _damage("schema_version", 2),
+    "other version": _damage("schema_version", 1),
     "layers are a list": _damage("layers", []),
     "layers are null": _damage("layers", None),
     "no zero point": _damage("input", [0.1]),

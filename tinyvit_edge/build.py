@@ -177,7 +177,7 @@ def calibrate_on(
         )
     contract = checkpoint.preprocessing
     module = deployment_form(checkpoint.model, image_size=contract.size)
-    batches = (torch.from_numpy(x) for x, _ in load_batches(dataset, contract, BATCH_SIZE))
+    batches = [torch.from_numpy(x) for x, _ in load_batches(dataset, contract, BATCH_SIZE)]
     with display.track("calibrate", len(dataset)) as advance:
         calibration = calibrate(module, batches, progress=advance)
     return replace(calibration, photos_sha256=fingerprint(dataset))

@@ -267,33 +267,45 @@ class Mlp(nn.Module):
         return out
 
 
-class Standardise(nn.Module):
-    """LayerNorm without scale and shift, as the runtime's own operator."""
+class _Norm(nn.Module):
+    """LayerNorm without scale and shift, but for factors that conditioning may have put there."""
+
+    factor: Tensor | None
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.channels, self.eps = channels, eps
+        self.register_buffer("factor", None)
+
+    def divide(self, by: Tensor) -> None:
+        """Divide the output's channels by (C,) float64; whoever consumes them multiplies."""
+        before = torch.ones_like(by) if self.factor is None else self.factor.double()
+        self.factor = (before / by).float()
+
+
+class Standardise(_Norm):
+    """As the runtime's own operator."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
-        return F.layer_norm(x, (self.channels,), eps=self.eps)
+        return F.layer_norm(x, (self.channels,), weight=self.factor, eps=self.eps)
 
 
-class LinearStandardise(nn.Module):
-    """LayerNorm without scale and shift, from operators that XNNPACK delegates."""
+class LinearStandardise(_Norm):
+    """From operators that XNNPACK delegates."""
 
     average: Tensor
 
     def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
+        super().__init__(channels, eps)
         self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
         centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
         variance = F.linear(centred * centred, self.average)  # (..., 1)
-        return centred * torch.rsqrt(variance + self.eps)
+        standard = centred * torch.rsqrt(variance + self.eps)
+        return standard if self.factor is None else standard * self.factor
 
 
 def fold_layer_norm(

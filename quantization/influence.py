@@ -1,0 +1,93 @@
+"""What an error in one tensor does to the logits, for many candidate ranges at once.
+
+To first order an error d in a tensor moves a logit by g . d, with g the logit's gradient. For a
+random mix of the logits, signs of +-1, one backward pass gives g of every tensor in the model, and
+the mean square over images is the mean squared error of the logits that the tensor would cause
+alone. Rounding errors are independent of each other, so their squares add up; clipping errors all
+point the same way, so they are added before they are squared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tinyvit_edge.quantization.qdq import QuantParams
+
+__all__ = ["Place", "logit_errors"]
+
+Place = tuple[str, str]
+"""A layer's name, and "input" or "output"."""
+
+
+def logit_errors(
+    module: nn.Module,
+    batches: Sequence[Tensor],
+    candidates: Mapping[Place, Sequence[QuantParams]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Place, list[float]]:
+    """Estimate the squared error of the logits that each candidate would cause alone.
+
+    Args:
+        module: float deployment form.
+        batches: normalised images (B, 3, S, S) float32.
+        candidates: parameters to try, by place.
+        progress: called with the number of images in each batch done.
+
+    Returns:
+        An error a candidate, in the candidates' order; their unit is the same everywhere.
+    """
+    errors = {place: torch.zeros(len(tried)).double() for place, tried in candidates.items()}
+
+    def watch(place: Place, x: Tensor) -> None:
+        values = x.detach()
+
+        def backward(gradient: Tensor) -> None:
+            errors[place] += _errors(values, gradient, candidates[place])
+
+        x.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def hook(name: str) -> Callable[..., None]:
+        def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            for side, x in (("input", inputs[0]), ("output", output)):
+                if (name, side) in candidates:
+                    watch((name, side), x)
+
+        return forward
+
+    names = dict.fromkeys(name for name, _ in candidates)
+    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    generator = torch.Generator().manual_seed(0)
+    images = 0
+    try:
+        for batch in batches:
+            with torch.enable_grad():
+                logits = module(batch.clone().requires_grad_())  # (B, classes)
+                signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
+                (logits * signs).sum().backward()
+            images += len(batch)
+            if progress:
+                progress(len(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {place: (total / images).tolist() for place, total in errors.items()}
+
+
+def _errors(x: Tensor, gradient: Tensor, tried: Sequence[QuantParams]) -> Tensor:
+    """Squared errors summed over a batch, one a candidate; `x` and `gradient` are (B, ...)."""
+    found = []
+    for params in tried:
+        low, high = ((end - params.zero_point) * params.scale for end in (-128, 127))
+        rounded = torch.fake_quantize_per_tensor_affine(
+            x, params.scale, params.zero_point, -128, 127
+        )
+        moved = ((rounded - x) * gradient).flatten(1)  # (B, n)
+        clipped = ((x < low) | (x > high)).flatten(1)
+        apart = moved.masked_fill(clipped, 0.0).square().sum(1, dtype=torch.float64)  # (B,)
+        together = moved.masked_fill(~clipped, 0.0).sum(1, dtype=torch.float64).square()
+        found.append((apart + together).sum())
+    return torch.stack(found)
