@@ -84,7 +84,8 @@ class CoreMlExporter:
     def unsupported(self) -> Mapping[str, str]:
         """Precision name -> reason."""
         before_ios17 = self.deployment_target in ("iOS15", "iOS16")
-        return {"w8-dynamic": _DYNAMIC, **({"w8a8": _STATIC} if before_ios17 else {})}
+        static = dict.fromkeys(("w8a8", "w8a8-mixed"), _STATIC) if before_ios17 else {}
+        return {"w8-dynamic": _DYNAMIC, **static}
 
     @property
     def evaluation(self) -> Evaluation:

@@ -82,7 +82,7 @@ class ExecuTorchExporter:
     def unsupported(self) -> Mapping[str, str]:
         """Only XNNPACK takes int8."""
         reason = _NO_INT8.get(self.delegate)
-        return dict.fromkeys(("w8-dynamic", "w8a8"), reason) if reason else {}
+        return dict.fromkeys(("w8-dynamic", "w8a8", "w8a8-mixed"), reason) if reason else {}
 
     @property
     def form(self) -> FormOptions:

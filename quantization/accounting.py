@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
 
-__all__ = ["Int8Demand", "int8_demand"]
+__all__ = ["Int8Demand", "int8_demand", "layer_macs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,21 +25,45 @@ class Int8Demand:
 
 def int8_demand(module: nn.Module, image: Tensor) -> Int8Demand:
     """Count the int8 weights of a quantized module, and the work they do on one image."""
-    macs = []
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, (DynamicLinear, StaticLayer))
+    }
+    return Int8Demand(
+        weight_bytes=sum(layer.weight.numel() for layer in layers.values()),
+        macs=sum(_macs(module, layers, image).values()),
+    )
 
-    def count(weight: Tensor) -> Callable[..., None]:
+
+def layer_macs(module: nn.Module, image: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of every Linear and convolution of a float form, by name."""
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    }
+    return _macs(module, layers, image)
+
+
+def _macs(module: nn.Module, layers: Mapping[str, nn.Module], image: Tensor) -> dict[str, int]:
+    macs = dict.fromkeys(layers, 0)
+
+    def count(name: str, weight: Tensor) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             # each output element is a sum over one output channel's weights
-            macs.append(output.numel() * weight[0].numel())
+            macs[name] += output.numel() * weight[0].numel()
 
         return hook
 
-    layers = [m for m in module.modules() if isinstance(m, (DynamicLinear, StaticLayer))]
-    hooks = [layer.register_forward_hook(count(layer.weight)) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(count(name, layer.weight))  # type: ignore[arg-type]
+        for name, layer in layers.items()
+    ]
     try:
         with torch.inference_mode():
             module(image)
     finally:
         for hook in hooks:
             hook.remove()
-    return Int8Demand(weight_bytes=sum(layer.weight.numel() for layer in layers), macs=sum(macs))
+    return macs

@@ -28,7 +28,14 @@ from tinyvit_edge.quantization.ranges import METHODS, Histogram
 if TYPE_CHECKING:
     from tinyvit_edge.precision import Precision
 
-__all__ = ["AUTO", "Calibration", "LayerRanges", "calibrate", "passes", "quantizable"]
+__all__ = [
+    "AUTO",
+    "Calibration",
+    "CalibrationOptions",
+    "LayerRanges",
+    "calibrate",
+    "quantizable",
+]
 
 AUTO = "auto"
 
@@ -56,6 +63,8 @@ class Calibration:
     """What was asked for: one rule for all tensors, or "auto"."""
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What the channels of a norm are divided by before they are quantized."""
+    left_float: Mapping[str, str] | None = None
+    """Layers that ``-mixed`` rows leave in float32, and why; None where nobody has chosen."""
     photos_sha256: str | None = None
     """`tinyvit_edge.data.fingerprint` of the photos; None where they did not come from files."""
 
@@ -74,6 +83,7 @@ class Calibration:
                 for name, ranges in self.layers.items()
             },
             "factors": {name: list(values) for name, values in self.factors.items()},
+            "left_float": None if self.left_float is None else dict(self.left_float),
         }
 
     @classmethod
@@ -97,6 +107,7 @@ class Calibration:
             photos_sha256=values["photos_sha256"],
             method=values["method"],
             factors={name: tuple(map(float, f)) for name, f in values["factors"].items()},
+            left_float=None if values["left_float"] is None else dict(values["left_float"]),
         )
 
     def write(self, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> None:
@@ -157,35 +168,61 @@ def quantizable(
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """How ranges are chosen.
+
+    Attributes:
+        method: a rule of `tinyvit_edge.quantization.ranges.METHODS` for all tensors, or "auto":
+            for each tensor the rule whose range harms the logits least.
+        strength: of `tinyvit_edge.quantization.conditioning`, 0..1; None leaves it out.
+    """
+
+    method: str = "min-max"
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in (*METHODS, AUTO):
+            raise InputError(
+                f"unknown calibration method {self.method!r}: choose from "
+                f"{', '.join((*METHODS, AUTO))}"
+            )
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise InputError(f"--conditioning {self.strength}: give a number from 0 to 1")
+
+    @property
+    def passes(self) -> int:
+        """How often `calibrate` goes through the images."""
+        again = (self.strength is not None, self.method != "min-max", self.method == AUTO)
+        return 1 + sum(again)
+
+
 def calibrate(
     module: nn.Module,
     batches: Sequence[Tensor],
+    options: CalibrationOptions | None = None,
     *,
-    method: str = "min-max",
-    strength: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Run a float deployment form over images and choose the range of each layer.
 
     Args:
         module: float deployment form.
-        batches: normalised images (B, 3, S, S) float32; they are gone through `passes` times.
-        method: a rule of `tinyvit_edge.quantization.ranges.METHODS` for all tensors, or "auto":
-            for each tensor the rule whose range harms the logits least.
-        strength: of `tinyvit_edge.quantization.conditioning`, 0..1; None leaves it out.
-        progress: called with the number of images in each batch done, in every pass.
+        batches: normalised images (B, 3, S, S) float32.
+        options: how; min-max when left out.
+        progress: called with the number of images in each batch done, in each of
+            `options.passes` passes.
 
     Raises:
         DataError: no image, or a layer gives a value that is not finite.
-        InputError: no such method.
     """
-    if method not in (*METHODS, AUTO):
-        raise InputError(f"unknown calibration method {method!r}: {', '.join((*METHODS, AUTO))}")
+    options = options or CalibrationOptions()
+    method = options.method
     if not batches:
         raise DataError("calibration got no image: give a folder of photos with --calib")
     factors: Mapping[str, tuple[float, ...]] = {}
-    if strength is not None:
-        factors = factors_of(module, _told(batches, progress), strength)
+    if options.strength is not None:
+        factors = factors_of(module, _told(batches, progress), options.strength)
         module = deepcopy(module)
         apply_factors(module, factors)
     extremes = {place: _MinMax() for place in _places(module)}
@@ -210,11 +247,6 @@ def calibrate(
         method=method,
         factors=factors,
     )
-
-
-def passes(method: str, strength: float | None) -> int:
-    """How often `calibrate` goes through the images, for a progress bar."""
-    return 1 + (strength is not None) + (method != "min-max") + (method == AUTO)
 
 
 def _least_harmful(

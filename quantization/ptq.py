@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from tinyvit_edge.data import SAMPLE_SIZE
 from tinyvit_edge.errors import InputError
-from tinyvit_edge.quantization.calibration import Calibration, quantizable
+from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
+from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, quantizable
 from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, replace_layers
 
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import Checkpoint
     from tinyvit_edge.console import QuietDisplay
     from tinyvit_edge.data import ImageDataset
-    from tinyvit_edge.precision import Precision
 
-__all__ = ["PtqRequest", "quantize", "run"]
+__all__ = ["PtqRequest", "calibrated_precision", "quantize", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class PtqRequest:
     """Photos to measure the loss on."""
     limit: int | None = None
     calib_images: int = SAMPLE_SIZE
+    options: CalibrationOptions = field(default_factory=CalibrationOptions)
+    max_drop: float = MAX_DROP
+    """Budget of a ``-mixed`` row: loss of top-1 on other photos of `calib`, in 0..1."""
     image_size: int | None = None
     preprocessing: Literal["microsoft", "timm"] | None = None
 
@@ -75,7 +79,7 @@ def quantize(
         raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
     if calibration is not None and precision.calibrated:
         apply_factors(module, calibration.factors)
-    names = quantizable(module, precision)
+    names = set(quantizable(module, precision)) - set(_left_float(precision, calibration))
 
     def make(name: str, layer: nn.Module) -> nn.Module | None:
         if name not in names:
@@ -97,6 +101,17 @@ def quantize(
     return replace_layers(module, make).eval()
 
 
+def _left_float(precision: Precision, calibration: Calibration | None) -> Collection[str]:
+    if not precision.mixed or calibration is None:
+        return ()
+    if calibration.left_float is None:
+        raise InputError(
+            f"precision {precision.name!r} needs layers to leave in float32: write the ranges with"
+            f" quantize ptq --precision {precision.name}"
+        )
+    return calibration.left_float
+
+
 def _round_to_half(module: nn.Module) -> nn.Module:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dtype == torch.float32:
@@ -113,28 +128,33 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
     Raises:
         InputError: bad weights or images, or a precision without calibrated ranges.
     """
-    from tinyvit_edge.build import calibrate_on
     from tinyvit_edge.checkpoint import load_checkpoint
     from tinyvit_edge.console import QuietDisplay
     from tinyvit_edge.data import scan_folder
-    from tinyvit_edge.precision import PRECISIONS, parse_precision
+    from tinyvit_edge.quantization.choose import ChooseRequest, choose
 
     display = display or QuietDisplay()
-    precision = parse_precision(request.precision)
-    if not precision.calibrated:
-        able = ", ".join(name for name, row in PRECISIONS.items() if row.calibrated)
-        raise InputError(f"precision {precision.name!r} has no ranges to calibrate: use {able}")
+    precision = calibrated_precision(request.precision)
     checkpoint = load_checkpoint(
         request.weights, image_size=request.image_size, preprocessing=request.preprocessing
     )
-    photos = scan_folder(request.calib).subset(request.calib_images)
-    calibration = calibrate_on(checkpoint, photos, display)
+    asked = ChooseRequest(
+        photos=request.calib,
+        images=request.calib_images,
+        options=request.options,
+        mixed=precision if precision.mixed else None,
+        max_drop=request.max_drop,
+    )
+    calibration = choose(checkpoint, asked, display)
     facts = {
         "out": str(request.out),
         "precision": precision.name,
         "layers": len(calibration.layers),
         "calibration_images": calibration.images,
+        "method": calibration.method,
     }
+    if calibration.left_float is not None:
+        facts["left_float"] = dict(calibration.left_float)
     if request.data is not None:
         dataset = scan_folder(request.data, checkpoint.labels)
         if request.limit is not None:
@@ -144,6 +164,19 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
         request.out, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing
     )
     return facts
+
+
+def calibrated_precision(name: str) -> Precision:
+    """Look up a row that has ranges to calibrate.
+
+    Raises:
+        InputError: unknown, or without ranges.
+    """
+    precision = parse_precision(name)
+    if not precision.calibrated:
+        able = ", ".join(name for name, row in PRECISIONS.items() if row.calibrated)
+        raise InputError(f"precision {precision.name!r} has no ranges to calibrate: use {able}")
+    return precision
 
 
 def _losses(

@@ -14,7 +14,7 @@ from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
-from tinyvit_edge.quantization.calibration import calibrate
+from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate
 from tinyvit_edge.quantization.conditioning import apply_factors, conditioned_norms, factors_of
 from tinyvit_edge.quantization.ptq import quantize
 
@@ -98,7 +98,7 @@ def test_quantized_form_is_conditioned(
     float_form: nn.Module, batches: list[Tensor], sqnr_db: Sqnr
 ) -> None:
     """Oracle: weights of the quantized layers against conditioned float weights."""
-    found = calibrate(float_form, batches, strength=0.5)
+    found = calibrate(float_form, batches, CalibrationOptions(strength=0.5))
     assert found.factors.keys() == set(conditioned_norms(float_form))
     made = quantize(float_form, PRECISIONS["w8a8"], calibration=found)
     conditioned = deepcopy(float_form)

@@ -24,7 +24,7 @@ from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import preset
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.accounting import int8_demand
-from tinyvit_edge.quantization.calibration import calibrate
+from tinyvit_edge.quantization.calibration import Calibration, calibrate
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.variants import config_for
 
@@ -79,13 +79,19 @@ def make_program(randomise: Callable[..., Any]) -> Callable[..., Program]:
     return make
 
 
+def _calibrated(form: DeploymentForm, images: torch.Tensor) -> Calibration:
+    found = calibrate(form, [images])
+    names = list(found.layers)
+    return replace(found, left_float={names[0]: "a test", names[-2]: "a test"})
+
+
 def _program(form: DeploymentForm, precision: str, size: int) -> Program:
     row, images = PRECISIONS[precision], _images(4, seed=1, size=size)
     return Program(
         module=quantize(
             form,
             row,
-            calibration=calibrate(form, [images]) if row.calibrated else None,
+            calibration=_calibrated(form, images) if row.calibrated else None,
             dynamic_range=ExecuTorchExporter().form.dynamic_range,
         ),
         precision=row,
@@ -115,7 +121,8 @@ def written(
 
 
 @pytest.mark.parametrize(
-    ("precision", "decibels"), [("fp32", 90), ("fp16", 35), ("w8-dynamic", 30), ("w8a8", 30)]
+    ("precision", "decibels"),
+    [("fp32", 90), ("fp16", 35), ("w8-dynamic", 30), ("w8a8", 30), ("w8a8-mixed", 30)],
 )
 def test_file_computes_what_the_program_computes(
     written: Mapping[str, Written], sqnr_db: Sqnr, precision: str, decibels: float
@@ -158,18 +165,20 @@ def test_audit_counts_what_runs_in_int8(written: Mapping[str, Written]) -> None:
     # 4 windows of 3 x 3 tokens cover 4 x 4 positions; 2 heads of 16 channels, 2 products
     attention = 4 * 2 * 2 * 9 * 9 * 16
     assert {audit.total_macs for audit in audits.values()} == {sum(macs.values()) + attention}
+    mixed = written["w8a8-mixed"].program
     assert {name: audit.int8_macs for name, audit in audits.items()} == {
         "fp32": 0,
         "fp16": 0,
         "w8-dynamic": macs["linear"],
         "w8a8": macs["linear"] + macs["conv"],
+        "w8a8-mixed": int8_demand(mixed.module, mixed.example_input()).macs,
     }
 
 
 def test_audit_finds_the_weights_in_their_storage_type(written: Mapping[str, Written]) -> None:
     """Oracle: the modules: their int8 layers, and the sizes of their own tensors."""
     audits = {name: ExecuTorchExporter().audit(file.path) for name, file in written.items()}
-    for name in ("w8-dynamic", "w8a8"):
+    for name in ("w8-dynamic", "w8a8-mixed", "w8a8"):
         demand = int8_demand(written[name].program.module, _images(1))
         found = audits[name].weight_bytes["int8"], audits[name].int8_macs
         assert found == (demand.weight_bytes, demand.macs)
@@ -321,7 +330,7 @@ def test_int8_is_refused_where_the_delegate_has_none(
 ) -> None:
     """Oracle: the delegate's own list of what it cannot do."""
     target = ExecuTorchExporter(delegate=delegate)
-    assert set(target.unsupported) == {"w8-dynamic", "w8a8"}
+    assert set(target.unsupported) == {"w8-dynamic", "w8a8", "w8a8-mixed"}
     with pytest.raises(UnsupportedError, match=r"it can do fp32, fp16"):
         target.export(make_program("w8-dynamic", target.form), tmp_path / "model.pte")
     assert not list(tmp_path.iterdir())

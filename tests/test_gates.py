@@ -20,6 +20,7 @@ BOUNDS = {
     "fp16": (35.0, 0.99, 0.005, 0.99),
     "w8-dynamic": (30.0, 0.98, 0.005, 0.98),
     "w8a8": (30.0, 0.98, 0.01, 0.95),
+    "w8a8-mixed": (30.0, 0.98, 0.005, 0.97),
 }
 SOUND = Conversion(sqnr_db=120.0, top1_agreement=1.0)
 SAME = Quantization(top1_agreement=1.0)

@@ -19,7 +19,9 @@ def test_rows_mean_what_their_names_say() -> None:
         "fp16": (False, False, "float16", "half", ()),
         "w8-dynamic": (True, False, "int8", "dynamic", ("linear",)),
         "w8a8": (True, True, "int8", "static", ("linear", "conv")),
+        "w8a8-mixed": (True, True, "int8", "static", ("linear", "conv")),
     }
+    assert [name for name, row in PRECISIONS.items() if row.mixed] == ["w8a8-mixed"]
     assert all(row.name == name and row.meaning for name, row in PRECISIONS.items())
 
 

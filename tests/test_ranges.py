@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge.checkpoint import Checkpoint
 from tinyvit_edge.deployment import deployment_form
-from tinyvit_edge.quantization.calibration import calibrate, quantizable
+from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate, quantizable
 from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.qdq import QuantParams
 from tinyvit_edge.quantization.ranges import BINS, METHODS, Histogram
@@ -144,8 +144,10 @@ def test_influence_predicts_what_quantizing_a_tensor_does(digits_form: nn.Module
 def test_auto_takes_the_least_harmful_rule(digits_form: nn.Module) -> None:
     """Oracle: each rule's own estimate; no tensor is left with a worse one."""
     batches = [normal(8, 3, 64, 64, seed=seed) for seed in (1, 2)]
-    auto = calibrate(digits_form, batches, method="auto")
-    single = {name: calibrate(digits_form, batches, method=name) for name in METHODS}
+    auto = calibrate(digits_form, batches, CalibrationOptions(method="auto"))
+    single = {
+        name: calibrate(digits_form, batches, CalibrationOptions(method=name)) for name in METHODS
+    }
     tried = {
         (name, side): [getattr(by.layers[name], side) for by in (auto, *single.values())]
         for name in auto.layers

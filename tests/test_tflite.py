@@ -31,7 +31,13 @@ from tinyvit_edge.variants import config_for
 
 EXPORTER = TfliteExporter()
 # dB against program.module; w8a8 differs by single steps of rounding in the integer kernels
-LOWEST_SQNR = {"fp32": 110.0, "fp16": 110.0, "w8-dynamic": 40.0, "w8a8": 30.0}
+LOWEST_SQNR = {
+    "fp32": 110.0,
+    "fp16": 110.0,
+    "w8-dynamic": 40.0,
+    "w8a8": 30.0,
+    "w8a8-mixed": 30.0,
+}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -251,5 +257,6 @@ def test_full_size_5m(
     assert EXPORTER.export(program, path).details["xnnpack_partitions"] == 1
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     logits = torch.from_numpy(EXPORTER.load(path, threads=1)(image.numpy()))
-    lowest = {"fp32": 110.0, "fp16": 110.0, "w8-dynamic": 30.0, "w8a8": 20.0}[precision]
+    # larger than the small model, so more values lie on an edge
+    lowest = LOWEST_SQNR[precision] - (10.0 if PRECISIONS[precision].quantized else 0.0)
     assert sqnr_db(program.module(image), logits) >= lowest

@@ -146,7 +146,7 @@ def test_audit_counts_what_torch_counts(tflite_artifacts: Callable[[str], Any]) 
 
 def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> None:
     """Oracle: the module's quantized layers."""
-    for precision in ("w8-dynamic", "w8a8"):
+    for precision in ("w8-dynamic", "w8a8-mixed", "w8a8"):
         artifact = tflite_artifacts(precision)
         demand = int8_demand(artifact.program.module, artifact.input())
         audit = EXPORTER.audit(artifact.path)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tinyvit_edge.bundle import Bundle, GoldenImage, golden_images, write_bundle
 from tinyvit_edge.checkpoint import Checkpoint, PresetName
-from tinyvit_edge.data import BATCH_SIZE, ImageDataset, fingerprint, load_batches
-from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.data import ImageDataset
 from tinyvit_edge.errors import InputError, UnsupportedError
 from tinyvit_edge.evaluate import reference_module
 from tinyvit_edge.exporters import Audit, Exported, Exporter, exporter
@@ -25,25 +23,23 @@ from tinyvit_edge.precision import Precision, parse_precision
 from tinyvit_edge.preprocessing import decode, preset
 from tinyvit_edge.program import Program, build_program
 from tinyvit_edge.quantization.accounting import Int8Demand, int8_demand
-from tinyvit_edge.quantization.calibration import Calibration, calibrate
+from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.worker import TargetProcess
 
 if TYPE_CHECKING:
-    from tinyvit_edge.console import QuietDisplay
+    pass
 
 __all__ = [
     "Built",
     "Cell",
     "Source",
     "build",
-    "calibrate_on",
     "goldens_from",
     "goldens_of",
     "reopen",
 ]
 
 _GOLDENS = 3
-_FEW = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,27 +156,6 @@ def _with_artifact_logits(
     return tuple(
         replace(golden, artifact_logits=row) for golden, row in zip(goldens, logits, strict=True)
     )
-
-
-def calibrate_on(
-    checkpoint: Checkpoint, dataset: ImageDataset, display: QuietDisplay
-) -> Calibration:
-    """Calibrate the deployment form on every image of a data set.
-
-    Raises:
-        DataError: an image cannot be read, or the model gives values that are not finite.
-    """
-    if len(dataset) < _FEW:
-        display.say(
-            f"warning: {dataset.root} has {len(dataset)} photos to calibrate on; "
-            f"ranges are better from {_FEW} or more"
-        )
-    contract = checkpoint.preprocessing
-    module = deployment_form(checkpoint.model, image_size=contract.size)
-    batches = [torch.from_numpy(x) for x, _ in load_batches(dataset, contract, BATCH_SIZE)]
-    with display.track("calibrate", len(dataset)) as advance:
-        calibration = calibrate(module, batches, progress=advance)
-    return replace(calibration, photos_sha256=fingerprint(dataset))
 
 
 def goldens_of(checkpoint: Checkpoint, dataset: ImageDataset) -> tuple[GoldenImage, ...]:

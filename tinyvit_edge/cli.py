@@ -11,6 +11,7 @@ from tinyvit_edge.cli_common import (
     DataOption,
     JsonOption,
     LimitOption,
+    MaxDropOption,
     PresetOption,
     QuietOption,
     SizeOption,
@@ -23,7 +24,9 @@ from tinyvit_edge.cli_common import (
 )
 from tinyvit_edge.cli_measure import register as register_measuring
 from tinyvit_edge.cli_measure import show_facts
+from tinyvit_edge.cli_quantize import register as register_quantizing
 from tinyvit_edge.cli_train import register as register_training
+from tinyvit_edge.precision import MAX_DROP
 
 if TYPE_CHECKING:
     from tinyvit_edge.deploy import DeployRequest
@@ -43,12 +46,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-quantize_app = typer.Typer(help="Choose quantization parameters.", no_args_is_help=True)
-app.add_typer(quantize_app, name="quantize")
 
 CalibOption = Annotated[
     Path | None,
     typer.Option("--calib", help="Photos to calibrate int8 on; keep them apart from --data."),
+]
+RangesOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Ranges that 'quantize ptq' wrote, in place of --calib."),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
@@ -75,6 +80,7 @@ def deploy(
     data: DataOption,
     out: OutOption,
     calib: CalibOption = None,
+    calibration: RangesOption = None,
     targets: Annotated[
         str, typer.Option(help="Comma-separated; see the targets command.")
     ] = "onnx,executorch,tflite,coreml",
@@ -88,6 +94,7 @@ def deploy(
         int, typer.Option(min=1, help="Photos that conversion loss is measured on.")
     ] = 128,
     calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    max_drop: MaxDropOption = 100 * MAX_DROP,
     image_size: SizeOption = None,
     preprocessing: PresetOption = None,
     jobs: Annotated[
@@ -109,6 +116,7 @@ def deploy(
         weights=weights,
         data=data,
         calib=calib,
+        calibration=calibration,
         targets=names(targets),
         precisions=names(precisions),
         out=out,
@@ -117,6 +125,7 @@ def deploy(
         limit=limit,
         parity_images=parity_images,
         calib_images=calib_images,
+        max_drop=max_drop / 100,
         image_size=image_size,
         preprocessing=preset_name(preprocessing),
         jobs=jobs,
@@ -208,11 +217,9 @@ def export(
     target: Annotated[str, typer.Argument(help="onnx, executorch, tflite or coreml.")],
     weights: WeightsOption,
     out: Annotated[Path, typer.Option("--out", help="Folder; the bundle is made inside it.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, w8-dynamic or w8a8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="See the targets command.")] = "fp32",
     calib: CalibOption = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Ranges that 'quantize ptq' wrote, in place of --calib.")
-    ] = None,
+    calibration: RangesOption = None,
     data: Annotated[
         Path | None, typer.Option(help="Photos for the golden vectors; drawn patterns if absent.")
     ] = None,
@@ -262,43 +269,6 @@ def export(
         show_facts(facts)
 
 
-@quantize_app.command()
-def ptq(
-    weights: WeightsOption,
-    calib: Annotated[Path, typer.Option(help="Photos to calibrate on.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON file of ranges to write.")],
-    precision: Annotated[str, typer.Option(help="A calibrated precision.")] = "w8a8",
-    data: Annotated[
-        Path | None, typer.Option(help="Photos to measure the quantization loss on.")
-    ] = None,
-    limit: LimitOption = None,
-    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
-    image_size: SizeOption = None,
-    preprocessing: PresetOption = None,
-    json: JsonOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Calibrate on photos, write the ranges, and measure the loss in PyTorch."""
-    from tinyvit_edge.console import make_display
-    from tinyvit_edge.quantization.ptq import PtqRequest
-    from tinyvit_edge.quantization.ptq import run as quantize
-
-    request = PtqRequest(
-        weights=weights,
-        calib=calib,
-        out=out,
-        precision=precision,
-        data=data,
-        limit=limit,
-        calib_images=calib_images,
-        image_size=image_size,
-        preprocessing=preset_name(preprocessing),
-    )
-    facts = quantize(request, display=make_display(quiet=quiet))
-    if emit(facts, json):
-        show_facts(facts)
-
-
 @app.command()
 def targets(json: JsonOption = None) -> None:
     """Show every target and precision, and what is installed."""
@@ -321,5 +291,6 @@ def doctor(json: JsonOption = None) -> None:
         raise typer.Exit(3)
 
 
+register_quantizing(app)
 register_measuring(app)
 register_training(app)

@@ -15,6 +15,7 @@ __all__ = [
     "DataOption",
     "JsonOption",
     "LimitOption",
+    "MaxDropOption",
     "PresetOption",
     "QuietOption",
     "SizeOption",
@@ -40,6 +41,15 @@ DataOption = Annotated[
 LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Use this many evenly spaced photos, not all."),
+]
+MaxDropOption = Annotated[
+    float,
+    typer.Option(
+        "--max-drop",
+        min=0.0,
+        max=100.0,
+        help="Budget of -mixed precisions: points of top-1 lost on other photos of --calib.",
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of each runtime.")]
 SizeOption = Annotated[

@@ -12,8 +12,8 @@ from typing import Literal
 
 from tinyvit_edge._version import __version__
 from tinyvit_edge.bench import ROUNDS, Entry, latency_notes, measure_latency, with_speedups
-from tinyvit_edge.build import Built, Cell, Source, build, calibrate_on, goldens_of
-from tinyvit_edge.checkpoint import load_checkpoint
+from tinyvit_edge.build import Built, Cell, Source, build, goldens_of
+from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.console import QuietDisplay
 from tinyvit_edge.data import SAMPLE_SIZE, scan_folder
 from tinyvit_edge.errors import InputError, TinyVitEdgeError
@@ -22,7 +22,9 @@ from tinyvit_edge.exporters import exporter, missing_packages
 from tinyvit_edge.files import check_writable
 from tinyvit_edge.measure import accuracy
 from tinyvit_edge.parallel import run_parallel
-from tinyvit_edge.precision import parse_precisions
+from tinyvit_edge.precision import MAX_DROP, parse_precisions
+from tinyvit_edge.quantization.calibration import Calibration
+from tinyvit_edge.quantization.choose import ChooseRequest, choose
 from tinyvit_edge.report import ModelInfo, Report, Row, host_info, remove_report
 from tinyvit_edge.types import FloatArray
 from tinyvit_edge.verify import Comparison, Yardstick, compare_with, verify, with_latency
@@ -39,7 +41,9 @@ class DeployRequest:
     data: Path
     """ImageFolder, or a flat folder of images (no accuracy then)."""
     calib: Path | None = None
-    """Images to calibrate on; needed by ``w8a8``."""
+    """Images to calibrate on, where a precision needs ranges."""
+    calibration: Path | None = None
+    """Ranges that `tinyvit_edge.quantization.ptq.run` wrote, in place of `calib`."""
     targets: Sequence[str]
     precisions: Sequence[str]
     out: Path
@@ -51,6 +55,8 @@ class DeployRequest:
     """Evenly spaced images of `data` that conversion loss is measured on."""
     calib_images: int = SAMPLE_SIZE
     """Evenly spaced images of `calib`."""
+    max_drop: float = MAX_DROP
+    """Budget of ``-mixed`` rows: loss of top-1 on other images of `calib`, in 0..1."""
     image_size: int | None = None
     preprocessing: Literal["microsoft", "timm"] | None = None
     jobs: int | None = None
@@ -91,12 +97,23 @@ def plan(request: DeployRequest) -> tuple[tuple[Cell, ...], tuple[Row, ...]]:
                 refused.append(_refusal(target.name, precision.name, "skipped", reason))
             else:
                 cells.append(Cell(target=target.name, precision=precision))
-    if request.calib is None and any(cell.precision.calibrated for cell in cells):
-        name = next(cell.name for cell in cells if cell.precision.calibrated)
-        raise InputError(
-            f"{name} needs photos to calibrate on: give --calib DIR, other photos than --data"
-        )
+    _require_ranges(request, cells)
     return tuple(cells), tuple(refused)
+
+
+def _require_ranges(request: DeployRequest, cells: Sequence[Cell]) -> None:
+    if request.calib is not None and request.calibration is not None:
+        raise InputError(
+            f"--calib {request.calib} and --calibration {request.calibration}: "
+            "give photos or ranges, not both"
+        )
+    if request.calib is None and request.calibration is None:
+        for cell in cells:
+            if cell.precision.calibrated:
+                raise InputError(
+                    f"{cell.name} needs photos to calibrate on: give --calib DIR, other photos"
+                    " than --data"
+                )
 
 
 def deploy(request: DeployRequest, *, display: QuietDisplay | None = None) -> Report:
@@ -149,10 +166,7 @@ def _prepare(
     dataset = scan_folder(request.data, checkpoint.labels)
     if request.limit is not None:
         dataset = dataset.subset(request.limit)
-    calibration = None
-    if request.calib is not None and any(cell.precision.calibrated for cell in cells):
-        photos = scan_folder(request.calib).subset(request.calib_images)
-        calibration = calibrate_on(checkpoint, photos, display)
+    calibration = _calibration(request, checkpoint, cells, display)
     module = reference_module(checkpoint.model)
     with display.track("float32 reference", len(dataset)) as advance:
         logits = reference_logits(module, dataset, checkpoint.preprocessing, progress=advance)
@@ -169,6 +183,28 @@ def _prepare(
         accuracy=accuracy(logits, labels_of(dataset)),
         parity_images=request.parity_images,
     )
+
+
+def _calibration(
+    request: DeployRequest, checkpoint: Checkpoint, cells: Sequence[Cell], display: QuietDisplay
+) -> Calibration | None:
+    if not any(cell.precision.calibrated for cell in cells):
+        return None
+    if request.calibration is not None:
+        return Calibration.read(
+            request.calibration,
+            weights_sha256=checkpoint.sha256,
+            preprocessing=checkpoint.preprocessing,
+        )
+    assert request.calib is not None  # `plan` asks for one of the two
+    mixed = next((cell.precision for cell in cells if cell.precision.mixed), None)
+    asked = ChooseRequest(
+        photos=request.calib,
+        images=request.calib_images,
+        mixed=mixed,
+        max_drop=request.max_drop,
+    )
+    return choose(checkpoint, asked, display)
 
 
 def _build_all(

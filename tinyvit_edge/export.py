@@ -10,15 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tinyvit_edge.build import Cell, Source, build, calibrate_on, goldens_from, goldens_of
+from tinyvit_edge.build import Cell, Source, build, goldens_from, goldens_of
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.console import QuietDisplay
-from tinyvit_edge.data import SAMPLE_SIZE, scan_folder
+from tinyvit_edge.data import scan_folder
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import exporter, require, require_precision
 from tinyvit_edge.files import check_writable, sha256_of, size_of
 from tinyvit_edge.precision import parse_precision
 from tinyvit_edge.quantization.calibration import Calibration
+from tinyvit_edge.quantization.choose import ChooseRequest, choose
 from tinyvit_edge.report import host_info
 from tinyvit_edge.worker import TargetProcess
 
@@ -147,8 +148,8 @@ def _calibration(
         )
     if request.calib is None:
         raise InputError(f"{cell.name} needs photos to calibrate on: give --calib DIR")
-    photos = scan_folder(request.calib).subset(SAMPLE_SIZE)
-    return calibrate_on(checkpoint, photos, display)
+    mixed = cell.precision if cell.precision.mixed else None
+    return choose(checkpoint, ChooseRequest(photos=request.calib, mixed=mixed), display)
 
 
 def _check_tflite(artifact: Path, source: Source) -> dict[str, Any]:

@@ -10,13 +10,15 @@ A name follows a grammar, and `PRECISIONS` holds the rows that are built:
                 their inputs quantized to 8 bits at run time
 ``w8a8``        int8 weights and int8 activations of the Linear and convolution
                 layers, activation ranges calibrated on images
+``w8a8-mixed``  ``w8a8`` but for the few layers that cost the most accuracy, which stay
+                in float32: as many as a budget for the loss asks for
 ==============  ==================================================================
 
 ``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``-dynamic`` says that the
-activations' ranges are taken at run time. Softmax, GELU, LayerNorm, the attention products and
-the residual adds stay in floating point in every row: no runtime here delegates them in int8
-without losing more time in conversions than it wins, and they are where a hybrid of
-convolution and attention loses its accuracy.
+activations' ranges are taken at run time, ``-mixed`` that some layers are left out. Softmax, GELU,
+LayerNorm, the attention products and the residual adds stay in floating point in every row: no
+runtime here delegates them in int8 without losing more time in conversions than it wins, and they
+are where a hybrid of convolution and attention loses its accuracy.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from typing import Literal
 
 from tinyvit_edge.errors import InputError
 
-__all__ = ["PRECISIONS", "Precision", "parse_precision", "parse_precisions"]
+__all__ = ["MAX_DROP", "PRECISIONS", "Precision", "parse_precision", "parse_precisions"]
+
+MAX_DROP = 0.003
+"""Usual budget of ``-mixed`` rows: loss of top-1 accuracy, in 0..1."""
 
 LayerKind = Literal["linear", "conv"]
 
@@ -45,6 +50,8 @@ class Precision:
     at run time. ``static``: int8 ranges from calibration."""
     layers: tuple[LayerKind, ...] = ()
     """Kinds of layer that are quantized; the others stay float32."""
+    mixed: bool = False
+    """Whether the layers that the calibration names stay float32, too."""
     meaning: str
 
     @property
@@ -84,6 +91,14 @@ _ROWS = (
         activations="static",
         layers=("linear", "conv"),
         meaning="int8 Linear and conv weights per channel, calibrated int8 activations",
+    ),
+    Precision(
+        name="w8a8-mixed",
+        weights="int8",
+        activations="static",
+        layers=("linear", "conv"),
+        mixed=True,
+        meaning="w8a8, but for the few layers that cost the most accuracy, left in float32",
     ),
 )
 

@@ -1,0 +1,187 @@
+"""From a folder of photos to a calibration: ranges, and the layers that ``-mixed`` rows leave out.
+
+The photos that ranges come from are not those that the loss is measured on, though both come from
+the same folder: neither may be what the artifact is reported on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tinyvit_edge.data import (
+    BATCH_SIZE,
+    SAMPLE_SIZE,
+    ImageDataset,
+    fingerprint,
+    load_batches,
+    scan_folder,
+)
+from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.errors import DataError, InputError
+from tinyvit_edge.precision import MAX_DROP, Precision
+from tinyvit_edge.quantization.calibration import (
+    Calibration,
+    CalibrationOptions,
+    calibrate,
+    quantizable,
+)
+from tinyvit_edge.quantization.ptq import quantize
+from tinyvit_edge.quantization.sensitivity import (
+    LayerSensitivity,
+    measure_layers,
+    ranked,
+    smallest_set,
+)
+
+if TYPE_CHECKING:
+    from tinyvit_edge.checkpoint import Checkpoint
+    from tinyvit_edge.console import QuietDisplay
+
+__all__ = ["ChooseRequest", "choose", "sensitivities"]
+
+_FEW = 32
+_PROBES = 16
+_HELD_OUT = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseRequest:
+    """What `choose` is asked for."""
+
+    photos: Path
+    images: int = SAMPLE_SIZE
+    """Evenly spaced images of `photos` that ranges come from."""
+    options: CalibrationOptions = field(default_factory=CalibrationOptions)
+    mixed: Precision | None = None
+    """A ``-mixed`` row, where layers to leave in float32 are wanted."""
+    max_drop: float = MAX_DROP
+    """Its budget: loss of top-1 on images that ranges do not come from, in 0..1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 1:
+            raise InputError(f"--max-drop {100 * self.max_drop:g}: give points, from 0 to 100")
+
+
+def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay) -> Calibration:
+    """Calibrate a checkpoint's deployment form on photos.
+
+    Raises:
+        DataError: an image cannot be read, or the model gives values that are not finite.
+        InputError: a mixed row is asked for, and no photo is left to measure the loss on.
+    """
+    everything = _scan(request.photos, checkpoint.labels)
+    photos = everything.subset(request.images)
+    if len(photos) < _FEW:
+        display.say(
+            f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
+            f"ranges are better from {_FEW} or more"
+        )
+    form, batches = _prepared(checkpoint, photos)
+    with display.track("calibrate", request.options.passes * len(photos)) as advance:
+        found = calibrate(form, batches, request.options, progress=advance)
+    found = replace(found, photos_sha256=fingerprint(photos))
+    if request.mixed is None:
+        return found
+    held_out = _rest(everything, photos)
+    layers = _measure(form, request.mixed, found, batches, display)
+    reasons = _leave_float(checkpoint, form, request, found, held_out, layers, display)
+    return replace(found, left_float=reasons)
+
+
+def sensitivities(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    precision: Precision,
+    photos: Path,
+    display: QuietDisplay,
+) -> tuple[LayerSensitivity, ...]:
+    """Measure on a few photos what quantizing each layer costs, in the form's order."""
+    form, batches = _prepared(checkpoint, scan_folder(photos).subset(_PROBES))
+    return _measure(form, precision, calibration, batches, display)
+
+
+def _scan(photos: Path, labels: Sequence[str]) -> ImageDataset:
+    """With labels where the folders have the classes' names; ranges need none."""
+    try:
+        return scan_folder(photos, labels)
+    except DataError:
+        return scan_folder(photos)
+
+
+def _prepared(checkpoint: Checkpoint, photos: ImageDataset) -> tuple[nn.Module, list[Tensor]]:
+    contract = checkpoint.preprocessing
+    form = deployment_form(checkpoint.model, image_size=contract.size)
+    batches = [torch.from_numpy(x) for x, _ in load_batches(photos, contract, BATCH_SIZE)]
+    return form, batches
+
+
+def _rest(everything: ImageDataset, used: ImageDataset) -> ImageDataset:
+    taken = set(used.samples)
+    samples = tuple(sample for sample in everything.samples if sample not in taken)
+    if not samples:
+        raise InputError(
+            f"{everything.root}: all {len(used)} photos give ranges, and none is left to measure"
+            " the loss on: give more, or a smaller --calib-images"
+        )
+    return replace(everything, samples=samples).subset(_HELD_OUT)
+
+
+def _measure(
+    form: nn.Module,
+    precision: Precision,
+    calibration: Calibration,
+    batches: Sequence[Tensor],
+    display: QuietDisplay,
+) -> tuple[LayerSensitivity, ...]:
+    probes = [torch.cat(list(batches))[:_PROBES]]
+    runs = 2 * len(quantizable(form, precision)) + 2
+    with display.track("sensitivity of layers", runs) as advance:
+        return measure_layers(form, precision, calibration, probes, progress=advance)
+
+
+def _leave_float(
+    checkpoint: Checkpoint,
+    form: nn.Module,
+    request: ChooseRequest,
+    calibration: Calibration,
+    held_out: ImageDataset,
+    layers: Sequence[LayerSensitivity],
+    display: QuietDisplay,
+) -> dict[str, str]:
+    precision = request.mixed
+    assert precision is not None
+    _, batches = _prepared(checkpoint, held_out)
+    exact = _classes(form, batches)
+    labels = [sample.label for sample in held_out.samples]
+    wanted = np.array(labels) if held_out.labelled else exact
+
+    def drop(names: frozenset[str]) -> float:
+        left = replace(calibration, left_float=dict.fromkeys(names, ""))
+        found = _classes(quantize(form, precision, calibration=left), batches)
+        lost = float((exact == wanted).mean() - (found == wanted).mean())
+        display.say(f"{len(names)} layers in float32: top-1 drop {100 * lost:.2f} points")
+        return lost
+
+    names = smallest_set([layer.name for layer in ranked(layers)], drop, request.max_drop)
+    total = sum(layer.macs for layer in layers)
+    return {
+        layer.name: (
+            f"{100 * layer.gain:.0f} % of the quantization noise at"
+            f" {100 * layer.macs / total:.1f} % of the multiply-accumulates"
+        )
+        for layer in layers
+        if layer.name in names
+    }
+
+
+def _classes(module: nn.Module, batches: Sequence[Tensor]) -> NDArray[np.int64]:
+    with torch.inference_mode():
+        return np.concatenate([module(batch).argmax(1).numpy() for batch in batches])

@@ -1,0 +1,229 @@
+"""Which layers cost accuracy, and the smallest set that is left in float32."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tinyvit_edge.checkpoint import Checkpoint
+from tinyvit_edge.console import QuietDisplay
+from tinyvit_edge.data import scan_folder
+from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.errors import InputError
+from tinyvit_edge.evaluate import labels_of, sample_images
+from tinyvit_edge.precision import PRECISIONS
+from tinyvit_edge.quantization.accounting import layer_macs
+from tinyvit_edge.quantization.calibration import Calibration, quantizable
+from tinyvit_edge.quantization.choose import ChooseRequest, choose
+from tinyvit_edge.quantization.ptq import quantize
+from tinyvit_edge.quantization.qdq import StaticLayer
+from tinyvit_edge.quantization.sensitivity import (
+    LayerSensitivity,
+    measure_layers,
+    ranked,
+    smallest_set,
+)
+
+MIXED, W8A8 = PRECISIONS["w8a8-mixed"], PRECISIONS["w8a8"]
+
+
+def layer(name: str, macs: int, rest_db: float) -> LayerSensitivity:
+    return LayerSensitivity(
+        name=name, kind="conv", macs=macs, alone_db=40.0, rest_db=rest_db, whole_db=20.0
+    )
+
+
+def test_gain_is_the_share_of_the_noise_that_goes() -> None:
+    """Oracle: by hand: 3.01 dB less noise is half of it."""
+    assert layer("a", 1, 20.0 + 10 * math.log10(2)).gain == pytest.approx(0.5)
+    assert layer("a", 1, 20.0).gain == 0.0
+    assert layer("a", 1, 19.0).gain < 0
+
+
+def test_rank_is_by_gain_a_multiply_accumulate() -> None:
+    layers = [layer("dear", 100, 23.0), layer("cheap", 1, 20.5), layer("bad", 1, 19.0)]
+    assert [one.name for one in ranked(layers)] == ["cheap", "dear", "bad"]
+
+
+def test_layers_are_measured_from_both_sides(
+    float_form: nn.Module,
+    calibration: Calibration,
+    batches: list[Tensor],
+    sqnr_db: Callable[[Tensor, Tensor], float],
+) -> None:
+    """Oracle: for one layer, modules put together by hand."""
+    found = {one.name: one for one in measure_layers(float_form, W8A8, calibration, batches)}
+    assert found.keys() == quantizable(float_form).keys()
+    name = "stages.1.blocks.0.mlp.fc1"
+    whole = quantize(float_form, W8A8, calibration=calibration)
+    alone, rest = deepcopy(float_form), deepcopy(whole)
+    alone.set_submodule(name, whole.get_submodule(name))
+    rest.set_submodule(name, float_form.get_submodule(name))
+    with torch.inference_mode():
+        exact, *others = (
+            torch.cat([module(batch) for batch in batches])
+            for module in (float_form, whole, alone, rest)
+        )
+    expected = [sqnr_db(exact, other) for other in others]
+    one = found[name]
+    assert [one.whole_db, one.alone_db, one.rest_db] == pytest.approx(expected, abs=0.01)
+    assert one.macs == layer_macs(float_form, batches[0][:1])[name]
+    assert not any(isinstance(m, StaticLayer) for m in float_form.modules())
+
+
+def test_a_layer_that_is_broken_stands_first(
+    float_form: nn.Module, calibration: Calibration, batches: list[Tensor]
+) -> None:
+    """Oracle: a range a fiftieth of what the layer gives."""
+    name = "stages.1.blocks.0.local_conv"
+    ranges = calibration.layers[name]
+    narrow = replace(ranges, output=replace(ranges.output, scale=ranges.output.scale / 50))
+    broken = replace(calibration, layers={**calibration.layers, name: narrow})
+    layers = measure_layers(float_form, W8A8, broken, batches)
+    assert max(layers, key=lambda one: one.gain).name == name
+    assert min(layers, key=lambda one: one.alone_db).name == name
+
+
+@pytest.mark.parametrize("needed", [set(), {0}, {3}, {2, 5}, {0, 19}, set(range(20))])
+def test_smallest_set_finds_what_is_needed(needed: set[int]) -> None:
+    """Oracle: a loss that is known: 1 point for each needed layer that is quantized."""
+    order = [str(i) for i in range(20)]
+    asked = 0
+
+    def drop(names: frozenset[str]) -> float:
+        nonlocal asked
+        asked += 1
+        return 0.01 * len({str(i) for i in needed} - names)
+
+    assert set(smallest_set(order, drop, 0.003)) == {str(i) for i in needed}
+    assert asked < 40
+    assert len(smallest_set(order, drop, 0.01)) == max(0, len(needed) - 1)
+
+
+def test_mixed_leaves_its_layers_in_float32(
+    float_form: nn.Module, calibration: Calibration
+) -> None:
+    """Oracle: the names in the calibration; w8a8 takes no notice of them."""
+    assert calibration.left_float
+    made = quantize(float_form, MIXED, calibration=calibration)
+    for name in calibration.layers:
+        kind = type(made.get_submodule(name))
+        assert (kind is StaticLayer) == (name not in calibration.left_float), name
+    plain = quantize(float_form, W8A8, calibration=calibration)
+    assert all(isinstance(plain.get_submodule(name), StaticLayer) for name in calibration.layers)
+
+
+def test_mixed_without_a_choice_is_refused(float_form: nn.Module, calibration: Calibration) -> None:
+    with pytest.raises(InputError, match="quantize ptq --precision w8a8-mixed"):
+        quantize(float_form, MIXED, calibration=replace(calibration, left_float=None))
+
+
+@pytest.fixture
+def fragile(digits: Checkpoint) -> Checkpoint:
+    """The demo model with MLPs that cannot be int8: a hidden unit of 10,000 that nobody reads."""
+    checkpoint = deepcopy(digits)
+    with torch.no_grad():
+        for stage in list(checkpoint.model.tinyvit.encoder.stages)[1:]:
+            for block in stage.layers:
+                fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+                fc1.weight[0], fc1.bias[0], fc2.weight[:, 0] = 0.0, 1e4, 0.0
+    return checkpoint
+
+
+def test_choose_keeps_to_its_budget_on_other_photos(
+    fragile: Checkpoint, digits_images: Path
+) -> None:
+    """Oracle: accuracy on digits that took no part, of the mixed and of the plain program."""
+    request = ChooseRequest(photos=digits_images / "train", images=32, mixed=MIXED, max_drop=0.01)
+    found = choose(fragile, request, QuietDisplay())
+    assert found.left_float is not None
+    assert found.left_float
+    assert all(re.search(r"mlp\.fc[12]$", name) for name in found.left_float)
+    assert all("of the quantization noise at" in reason for reason in found.left_float.values())
+    form = deployment_form(fragile.model)
+    heldout = scan_folder(digits_images / "heldout", fragile.labels)
+    images = torch.from_numpy(sample_images(heldout, fragile.preprocessing, len(heldout)))
+    labels = torch.tensor(labels_of(heldout))
+    modules = {
+        "fp32": form,
+        "mixed": quantize(form, MIXED, calibration=found),
+        "w8a8": quantize(form, W8A8, calibration=found),
+    }
+    with torch.inference_mode():
+        right = {
+            name: float((module(images).argmax(1) == labels).float().mean())
+            for name, module in modules.items()
+        }
+    assert right["fp32"] - right["mixed"] <= 0.01
+    assert right["fp32"] - right["w8a8"] > 0.05
+
+
+def test_a_model_that_bears_int8_has_nothing_left_out(
+    digits: Checkpoint, digits_images: Path
+) -> None:
+    request = ChooseRequest(photos=digits_images / "train", images=32, mixed=MIXED, max_drop=0.01)
+    assert choose(digits, request, QuietDisplay()).left_float == {}
+
+
+def test_no_photo_left_to_measure_on_is_refused(digits: Checkpoint, digits_images: Path) -> None:
+    few = digits_images / "train" / "0"
+    request = ChooseRequest(photos=few, images=10_000, mixed=MIXED)
+    with pytest.raises(InputError, match="none is left to measure"):
+        choose(digits, request, QuietDisplay())
+
+
+def test_commands(cli: Any, digits_images: Path, tmp_path: Path) -> None:
+    """Oracle: the deployment form's layers; the file that the other command wrote."""
+    calib = digits_images / "train"
+    code, out, _ = cli(
+        "quantize", "sensitivity", "--weights", "digits", "--calib", calib,
+        "--calib-images", 32, "--json", "-",
+    )  # fmt: skip
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["kind"] for row in rows} == {"conv", "linear"}
+    assert all(row["macs"] > 0 and row["alone_db"] > 20 for row in rows)
+    ranges = tmp_path / "ranges.json"
+    code, out, error = cli(
+        "quantize", "ptq", "--weights", "digits", "--calib", calib, "--precision", "w8a8-mixed",
+        "--method", "auto", "--conditioning", 0.5, "--calib-images", 32, "--out", ranges,
+        "--json", "-",
+    )  # fmt: skip
+    assert code == 0, error
+    assert json.loads(out)["left_float"] == json.loads(ranges.read_text())["left_float"]
+    code, out, error = cli(
+        "export", "onnx", "--weights", "digits", "--precision", "w8a8-mixed",
+        "--calibration", ranges, "--out", tmp_path / "bundles", "--json", "-",
+    )  # fmt: skip
+    assert code == 0, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--method", "mean"), "unknown calibration method 'mean'"),
+        (("--conditioning", 1.5), "--conditioning 1.5"),
+        (("--precision", "w8-dynamic"), "no ranges to calibrate"),
+    ],
+)
+def test_bad_options_are_one_line(
+    cli: Any, digits_images: Path, tmp_path: Path, arguments: tuple[Any, ...], words: str
+) -> None:
+    code, _, error = cli(
+        "quantize", "ptq", "--weights", "digits", "--calib", digits_images / "train",
+        "--out", tmp_path / "r.json", *arguments,
+    )  # fmt: skip
+    assert code == 2
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,155 @@
+"""The commands that choose quantization parameters: quantize ptq and quantize sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyvit_edge.cli_common import (
+    JsonOption,
+    LimitOption,
+    MaxDropOption,
+    PresetOption,
+    QuietOption,
+    SizeOption,
+    WeightsOption,
+    emit,
+    preset_name,
+)
+from tinyvit_edge.cli_measure import show_facts
+from tinyvit_edge.precision import MAX_DROP
+
+if TYPE_CHECKING:
+    from tinyvit_edge.quantization.sensitivity import LayerSensitivity
+
+__all__ = ["register"]
+
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="min-max, percentile, percentile-99.999, mse or entropy for all tensors; auto: the"
+        " one that harms the logits least, tensor by tensor.",
+    ),
+]
+ConditioningOption = Annotated[
+    float | None,
+    typer.Option(
+        "--conditioning",
+        help="Strength of SmoothQuant's factors behind LayerNorm, 0 to 1; none if absent.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    group = typer.Typer(help="Choose quantization parameters.", no_args_is_help=True)
+    group.command()(ptq)
+    group.command()(sensitivity)
+    app.add_typer(group, name="quantize")
+
+
+def ptq(
+    weights: WeightsOption,
+    calib: Annotated[Path, typer.Option(help="Photos to calibrate on.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file of ranges to write.")],
+    precision: Annotated[str, typer.Option(help="w8a8 or w8a8-mixed.")] = "w8a8",
+    method: MethodOption = "min-max",
+    conditioning: ConditioningOption = None,
+    max_drop: MaxDropOption = 100 * MAX_DROP,
+    data: Annotated[
+        Path | None, typer.Option(help="Photos to measure the quantization loss on.")
+    ] = None,
+    limit: LimitOption = None,
+    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    image_size: SizeOption = None,
+    preprocessing: PresetOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Calibrate on photos, write the ranges, and measure the loss in PyTorch."""
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.quantization.calibration import CalibrationOptions
+    from tinyvit_edge.quantization.ptq import PtqRequest
+    from tinyvit_edge.quantization.ptq import run as quantize
+
+    request = PtqRequest(
+        weights=weights,
+        calib=calib,
+        out=out,
+        precision=precision,
+        data=data,
+        limit=limit,
+        calib_images=calib_images,
+        options=CalibrationOptions(method=method, strength=conditioning),
+        max_drop=max_drop / 100,
+        image_size=image_size,
+        preprocessing=preset_name(preprocessing),
+    )
+    facts = quantize(request, display=make_display(quiet=quiet))
+    if emit(facts, json):
+        show_facts(facts)
+
+
+def sensitivity(
+    weights: WeightsOption,
+    calib: Annotated[Path, typer.Option(help="Photos to calibrate and to measure on.")],
+    precision: Annotated[str, typer.Option(help="A precision with ranges.")] = "w8a8",
+    method: MethodOption = "min-max",
+    conditioning: ConditioningOption = None,
+    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    image_size: SizeOption = None,
+    preprocessing: PresetOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure what quantizing each layer costs, alone and among all others."""
+    from tinyvit_edge.checkpoint import load_checkpoint
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.quantization.calibration import CalibrationOptions
+    from tinyvit_edge.quantization.choose import ChooseRequest, choose, sensitivities
+    from tinyvit_edge.quantization.ptq import calibrated_precision
+
+    row = calibrated_precision(precision)
+    display = make_display(quiet=quiet)
+    checkpoint = load_checkpoint(
+        weights, image_size=image_size, preprocessing=preset_name(preprocessing)
+    )
+    request = ChooseRequest(
+        photos=calib,
+        images=calib_images,
+        options=CalibrationOptions(method=method, strength=conditioning),
+    )
+    found = choose(checkpoint, request, display)
+    layers = sensitivities(checkpoint, found, row, calib, display)
+    if emit([layer.to_dict() for layer in layers], json):
+        _print_layers(layers)
+
+
+def _print_layers(layers: Sequence[LayerSensitivity]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from tinyvit_edge.quantization.sensitivity import ranked
+    from tinyvit_edge.report_table import print_whole
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE)
+    for title in ("layer", "kind", "MACs %", "alone dB", "all but it dB", "noise that it adds %"):
+        table.add_column(title, justify="left" if title in ("layer", "kind") else "right")
+    total = sum(layer.macs for layer in layers)
+    for layer in ranked(layers):
+        table.add_row(
+            layer.name,
+            layer.kind,
+            f"{100 * layer.macs / total:.2f}",
+            f"{layer.alone_db:.1f}",
+            f"{layer.rest_db:.1f}",
+            f"{100 * layer.gain:.1f}",
+        )
+    print_whole(table, console)
+    console.print(f"all layers: {layers[0].whole_db:.1f} dB; the best to leave in float32 first")
