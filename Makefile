@@ -4,11 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 # An ImageFolder of real photos for the slow tests, such as DATA=path/to/imagenette/val
 DATA ?=
+# Imagenette's training images, for `make imagenette`.
+TRAIN ?=
 # The tested versions; empty to let pip choose within pyproject.toml.
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-all slow lint digits lock clean
+.PHONY: demo test test-all slow lint digits imagenette lock clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits images out/digits
@@ -33,6 +35,21 @@ lint: .venv/dev.stamp
 digits: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits train tinyvit_edge/weights/digits
 
+# Trains the bundled Imagenette weights again: about three hours on two quiet cores. It can be
+# stopped at any time, and goes on where it was.
+STORE := out/imagenette-store
+RUNS := out/imagenette-1 out/imagenette-2
+TEACH = $(BIN)/tinyvit-edge teach --data $(TRAIN) --augment light --workers 1 --out $(STORE)
+STUDY = $(BIN)/tinyvit-edge train --data $(TRAIN) --store $(STORE) --hold-out 20 --workers 1
+
+imagenette: .venv/distill.stamp
+	$(if $(TRAIN),,$(error which images? make imagenette TRAIN=path/to/imagenette/train))
+	$(TEACH) --epochs 4
+	$(STUDY) distill-small --classes teacher --out $(word 1,$(RUNS))
+	$(TEACH) --epochs 16
+	$(STUDY) distill-classes --weights $(word 1,$(RUNS))/model --half --out $(word 2,$(RUNS))
+	cp $(word 2,$(RUNS))/model/* tinyvit_edge/weights/imagenette
+
 # Renews constraints.txt: the newest versions that pyproject.toml allows, in a new environment.
 # In two steps, as pip searches for long when it is asked for everything at once.
 lock:
@@ -50,6 +67,10 @@ lock:
 
 .venv/demo.stamp: .venv/torch.stamp pyproject.toml $(CONSTRAINTS)
 	$(PIP_INSTALL) -e '.[demo]'
+	touch $@
+
+.venv/distill.stamp: .venv/torch.stamp pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e '.[distill]'
 	touch $@
 
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml $(CONSTRAINTS)
