@@ -38,17 +38,22 @@ digits: .venv/demo.stamp
 # Trains the bundled Imagenette weights again: about three hours on two quiet cores. It can be
 # stopped at any time, and goes on where it was.
 STORE := out/imagenette-store
-RUNS := out/imagenette-1 out/imagenette-2
+STUDENT := out/imagenette-student/model
+NARROW := out/imagenette-classes/model
 TEACH = $(BIN)/tinyvit-edge teach --data $(TRAIN) --augment light --workers 1 --out $(STORE)
 STUDY = $(BIN)/tinyvit-edge train --data $(TRAIN) --store $(STORE) --hold-out 20 --workers 1
 
-imagenette: .venv/distill.stamp
+imagenette: $(NARROW)
+	cp $(NARROW)/* tinyvit_edge/weights/imagenette
+
+$(STUDENT): .venv/distill.stamp
 	$(if $(TRAIN),,$(error which images? make imagenette TRAIN=path/to/imagenette/train))
 	$(TEACH) --epochs 4
-	$(STUDY) distill-small --classes teacher --out $(word 1,$(RUNS))
+	$(STUDY) distill-small --classes teacher --out $(@D)
+
+$(NARROW): $(STUDENT)
 	$(TEACH) --epochs 16
-	$(STUDY) distill-classes --weights $(word 1,$(RUNS))/model --half --out $(word 2,$(RUNS))
-	cp $(word 2,$(RUNS))/model/* tinyvit_edge/weights/imagenette
+	$(STUDY) distill-classes --weights $(STUDENT) --half --out $(@D)
 
 # Renews constraints.txt: the newest versions that pyproject.toml allows, in a new environment.
 # In two steps, as pip searches for long when it is asked for everything at once.

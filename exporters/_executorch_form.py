@@ -88,6 +88,7 @@ class _HalfStandardise(nn.Module):
     eps: Tensor
 
     def __init__(self, norm: LinearStandardise) -> None:
+        assert norm.factor is None, "fp16 is not conditioned"
         super().__init__()
         self.register_buffer("average", norm.average)
         self.register_buffer("eps", torch.tensor([norm.eps]))

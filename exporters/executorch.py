@@ -261,7 +261,7 @@ def _details(program: Program, delegate: Delegate, found: Contents) -> dict[str,
         "partitions": len(found.delegates),
         "operators_outside": dict(found.operators),
         "weights": program.precision.weights,
-        "arithmetic": _ARITHMETIC[program.precision.activations],
+        "arithmetic": _ARITHMETIC[program.precision.activations] + program.precision.exception,
     }
     if program.precision.weights == "float16":
         details |= _HALF[delegate]

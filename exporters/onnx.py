@@ -158,7 +158,7 @@ def _details(model: Any, program: Program) -> dict[str, Any]:
         "opset": OPSET,
         "ir_version": model.ir_version,
         "weights": program.precision.weights,
-        "arithmetic": _ARITHMETIC[program.precision.activations],
+        "arithmetic": _ARITHMETIC[program.precision.activations] + program.precision.exception,
         "operators": dict(sorted(operators.items())),
     }
 

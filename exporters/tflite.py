@@ -76,7 +76,7 @@ class TfliteExporter:
                 "operators": len(model.subgraphs[0].operators),
                 "xnnpack_partitions": partitions,
                 "operators_outside_xnnpack": list(outside),
-                "compute": _COMPUTE[program.precision.activations],
+                "compute": _COMPUTE[program.precision.activations] + program.precision.exception,
             }
         )
 

@@ -88,7 +88,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; keys that older bundles lack take their defaults.
 
         Raises:
             AttributeError, LookupError, TypeError, ValueError: not what `to_dict` gives.
@@ -97,17 +97,18 @@ class Calibration:
             name: LayerRanges(
                 input=QuantParams(scale=ends["input"][0], zero_point=ends["input"][1]),
                 output=QuantParams(scale=ends["output"][0], zero_point=ends["output"][1]),
-                rules=(ends["rules"][0], ends["rules"][1]),
+                rules=tuple(ends.get("rules", ("min-max", "min-max"))),
             )
             for name, ends in values["layers"].items()
         }
+        left_float = values.get("left_float")
         return cls(
             layers=layers,
             images=values["images"],
             photos_sha256=values["photos_sha256"],
             method=values["method"],
-            factors={name: tuple(map(float, f)) for name, f in values["factors"].items()},
-            left_float=None if values["left_float"] is None else dict(values["left_float"]),
+            factors={name: tuple(map(float, f)) for name, f in values.get("factors", {}).items()},
+            left_float=None if left_float is None else dict(left_float),
         )
 
     def write(self, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> None:
@@ -134,15 +135,16 @@ class Calibration:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["schema_version"]
+            if version != _SCHEMA_VERSION:
+                raise InputError(f"schema version {version}, not {_SCHEMA_VERSION}")
             calibration = cls.from_dict(values)
-            version, made_for = values["schema_version"], values["weights_sha256"]
+            made_for = values["weights_sha256"]
             contract = Preprocessing.from_dict(values["preprocessing"])
         except _DAMAGE as error:
             raise InputError(
                 f"{path}: not a file of ranges ({error}); write one with quantize ptq"
             ) from error
-        if version != _SCHEMA_VERSION:
-            raise InputError(f"{path}: schema version {version} is not {_SCHEMA_VERSION}")
         if made_for != weights_sha256:
             raise InputError(f"{path}: calibrated for other weights; run quantize ptq on these")
         for name in (item.name for item in fields(Preprocessing)):

@@ -49,7 +49,7 @@ __all__ = ["ChooseRequest", "choose", "sensitivities"]
 
 _FEW = 32
 _PROBES = 16
-_HELD_OUT = 256
+_HELD_OUT = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +77,20 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
         DataError: an image cannot be read, or the model gives values that are not finite.
         InputError: a mixed row is asked for, and no photo is left to measure the loss on.
     """
-    everything = _scan(request.photos, checkpoint.labels)
+    everything = _scan(request.photos, checkpoint.labels, display)
     photos = everything.subset(request.images)
     if len(photos) < _FEW:
         display.say(
             f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
             f"ranges are better from {_FEW} or more"
         )
+    held_out = _rest(everything, photos, request, display) if request.mixed else None
     form, batches = _prepared(checkpoint, photos)
     with display.track("calibrate", request.options.passes * len(photos)) as advance:
         found = calibrate(form, batches, request.options, progress=advance)
     found = replace(found, photos_sha256=fingerprint(photos))
-    if request.mixed is None:
+    if request.mixed is None or held_out is None:
         return found
-    held_out = _rest(everything, photos)
     layers = _measure(form, request.mixed, found, batches, display)
     reasons = _leave_float(checkpoint, form, request, found, held_out, layers, display)
     return replace(found, left_float=reasons)
@@ -108,22 +108,30 @@ def sensitivities(
     return _measure(form, precision, calibration, batches, display)
 
 
-def _scan(photos: Path, labels: Sequence[str]) -> ImageDataset:
+def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDataset:
     """With labels where the folders have the classes' names; ranges need none."""
     try:
         return scan_folder(photos, labels)
-    except DataError:
-        return scan_folder(photos)
+    except DataError as error:
+        found = scan_folder(photos)
+        display.say(f"note: {error}; these photos are used without labels")
+        return found
 
 
 def _prepared(checkpoint: Checkpoint, photos: ImageDataset) -> tuple[nn.Module, list[Tensor]]:
-    contract = checkpoint.preprocessing
-    form = deployment_form(checkpoint.model, image_size=contract.size)
-    batches = [torch.from_numpy(x) for x, _ in load_batches(photos, contract, BATCH_SIZE)]
-    return form, batches
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    return form, _batches(checkpoint, photos)
 
 
-def _rest(everything: ImageDataset, used: ImageDataset) -> ImageDataset:
+def _batches(checkpoint: Checkpoint, photos: ImageDataset) -> list[Tensor]:
+    batches = load_batches(photos, checkpoint.preprocessing, BATCH_SIZE)
+    return [torch.from_numpy(images) for images, _ in batches]
+
+
+def _rest(
+    everything: ImageDataset, used: ImageDataset, request: ChooseRequest, display: QuietDisplay
+) -> ImageDataset:
+    """Photos that give no ranges, to measure the loss on."""
     taken = set(used.samples)
     samples = tuple(sample for sample in everything.samples if sample not in taken)
     if not samples:
@@ -131,7 +139,13 @@ def _rest(everything: ImageDataset, used: ImageDataset) -> ImageDataset:
             f"{everything.root}: all {len(used)} photos give ranges, and none is left to measure"
             " the loss on: give more, or a smaller --calib-images"
         )
-    return replace(everything, samples=samples).subset(_HELD_OUT)
+    rest = replace(everything, samples=samples).subset(_HELD_OUT)
+    if len(rest) * request.max_drop < 1:
+        display.say(
+            f"warning: {everything.root} leaves {len(rest)} photos to measure the loss on, and one"
+            f" of them is more than the budget of {100 * request.max_drop:g} points"
+        )
+    return rest
 
 
 def _measure(
@@ -141,7 +155,10 @@ def _measure(
     batches: Sequence[Tensor],
     display: QuietDisplay,
 ) -> tuple[LayerSensitivity, ...]:
-    probes = [torch.cat(list(batches))[:_PROBES]]
+    photos = torch.cat(list(batches))
+    count = min(_PROBES, len(photos))
+    # evenly spaced, because they come class by class
+    probes = [torch.stack([photos[i * len(photos) // count] for i in range(count)])]
     runs = 2 * len(quantizable(form, precision)) + 2
     with display.track("sensitivity of layers", runs) as advance:
         return measure_layers(form, precision, calibration, probes, progress=advance)
@@ -158,7 +175,7 @@ def _leave_float(
 ) -> dict[str, str]:
     precision = request.mixed
     assert precision is not None
-    _, batches = _prepared(checkpoint, held_out)
+    batches = _batches(checkpoint, held_out)
     exact = _classes(form, batches)
     labels = [sample.label for sample in held_out.samples]
     wanted = np.array(labels) if held_out.labelled else exact

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.deployment import Attention, DeploymentForm, LinearStandardise, Mlp, Standardise
-from tinyvit_edge.errors import InputError
+from tinyvit_edge.errors import DataError, InputError
 
 __all__ = ["apply_factors", "conditioned_norms", "factors_of"]
 
@@ -27,6 +27,7 @@ _CONSUMERS: Mapping[type[nn.Module], tuple[str, ...]] = {
     Mlp: ("fc1",),
     DeploymentForm: ("classifier",),
 }
+_TINY = 1e-30
 _LEAST = 1e-5  # of the largest: a channel that is always zero needs no factor of its own
 
 
@@ -63,6 +64,9 @@ def factors_of(module: nn.Module, batches: Iterable[Tensor], strength: float) ->
         module: float deployment form; it is not changed.
         batches: normalised images (B, 3, S, S) float32.
         strength: a in 0..1: 0 evens out the weights' columns alone, 1 the activations' channels.
+
+    Raises:
+        DataError: a norm gives a value that is not finite.
     """
     sites = tuple(_sites(module))
     peaks: dict[str, Tensor] = {}
@@ -82,13 +86,16 @@ def factors_of(module: nn.Module, batches: Iterable[Tensor], strength: float) ->
     finally:
         for handle in handles:
             handle.remove()
+    for name, peak in peaks.items():
+        if not peak.isfinite().all():
+            raise DataError(f"layer {name} gives values that are not finite on these images")
     return {site.name: _factors(peaks[site.name], site.consumers, strength) for site in sites}
 
 
 def _factors(peak: Tensor, consumers: tuple[nn.Linear, ...], strength: float) -> tuple[float, ...]:
     columns = torch.cat([linear.weight for linear in consumers]).abs().amax(0)  # (C,)
-    peak = peak.clamp_min(_LEAST * float(peak.max()))
-    columns = columns.clamp_min(_LEAST * float(columns.max()))
+    peak = peak.clamp_min(max(_LEAST * float(peak.max()), _TINY))
+    columns = columns.clamp_min(max(_LEAST * float(columns.max()), _TINY))
     factors = peak**strength / columns ** (1 - strength)
     factors /= factors.log().mean().exp()  # the common part changes nothing
     return tuple(factors.tolist())

@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tinyvit_edge.quantization.qdq import QuantParams
 
 __all__ = ["Place", "logit_errors"]
+
+_AT_A_TIME = 4
 
 Place = tuple[str, str]
 """A layer's name, and "input" or "output"."""
@@ -42,28 +45,30 @@ def logit_errors(
     """
     errors = {place: torch.zeros(len(tried)).double() for place, tried in candidates.items()}
 
-    def watch(place: Place, x: Tensor) -> None:
+    def watched(place: Place, x: Tensor) -> Tensor:
+        # a view, because the tensor itself may have other readers, as a residual branch's has
+        view = x.view_as(x)
         values = x.detach()
 
         def backward(gradient: Tensor) -> None:
             errors[place] += _errors(values, gradient, candidates[place])
 
-        x.register_hook(backward)  # type: ignore[no-untyped-call]
+        view.register_hook(backward)  # type: ignore[no-untyped-call]
+        return view
 
-    def hook(name: str) -> Callable[..., None]:
-        def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            for side, x in (("input", inputs[0]), ("output", output)):
-                if (name, side) in candidates:
-                    watch((name, side), x)
+    def attach(place: Place) -> RemovableHandle:
+        layer = module.get_submodule(place[0])
+        if place[1] == "input":
+            return layer.register_forward_pre_hook(lambda _, inputs: (watched(place, inputs[0]),))
+        return layer.register_forward_hook(lambda _, __, output: watched(place, output))
 
-        return forward
-
-    names = dict.fromkeys(name for name, _ in candidates)
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    handles = [attach(place) for place in candidates]
     generator = torch.Generator().manual_seed(0)
     images = 0
     try:
-        for batch in batches:
+        # few at a time: autograd keeps every activation until the backward pass
+        parts = (part for whole in batches for part in torch.split(whole, _AT_A_TIME))
+        for batch in parts:
             with torch.enable_grad():
                 logits = module(batch.clone().requires_grad_())  # (B, classes)
                 signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0

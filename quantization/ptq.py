@@ -131,13 +131,19 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
     from tinyvit_edge.checkpoint import load_checkpoint
     from tinyvit_edge.console import QuietDisplay
     from tinyvit_edge.data import scan_folder
+    from tinyvit_edge.files import check_writable
     from tinyvit_edge.quantization.choose import ChooseRequest, choose
 
     display = display or QuietDisplay()
     precision = calibrated_precision(request.precision)
+    check_writable(request.out.parent)
     checkpoint = load_checkpoint(
         request.weights, image_size=request.image_size, preprocessing=request.preprocessing
     )
+    dataset = None
+    if request.data is not None:
+        dataset = scan_folder(request.data, checkpoint.labels)
+        dataset = dataset if request.limit is None else dataset.subset(request.limit)
     asked = ChooseRequest(
         photos=request.calib,
         images=request.calib_images,
@@ -146,6 +152,9 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
         max_drop=request.max_drop,
     )
     calibration = choose(checkpoint, asked, display)
+    calibration.write(
+        request.out, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing
+    )
     facts = {
         "out": str(request.out),
         "precision": precision.name,
@@ -155,14 +164,8 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
     }
     if calibration.left_float is not None:
         facts["left_float"] = dict(calibration.left_float)
-    if request.data is not None:
-        dataset = scan_folder(request.data, checkpoint.labels)
-        if request.limit is not None:
-            dataset = dataset.subset(request.limit)
+    if dataset is not None:
         facts |= _losses(checkpoint, precision, calibration, dataset, display)
-    calibration.write(
-        request.out, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing
-    )
     return facts
 
 

@@ -128,7 +128,7 @@ def _divergence(seen: Histogram, low: float, high: float) -> float:
 
 METHODS: Mapping[str, Callable[[Histogram], QuantParams]] = {
     "min-max": _min_max,
-    "percentile": _percentile(0.9999),
+    "percentile-99.99": _percentile(0.9999),
     "percentile-99.999": _percentile(0.99999),
     "mse": _mse,
     "entropy": _entropy,

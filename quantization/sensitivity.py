@@ -7,6 +7,7 @@ is not. The second is what leaving it out of int8 would give, and decides the or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from tinyvit_edge.quantization.accounting import layer_macs
 from tinyvit_edge.quantization.calibration import Calibration, quantizable
 from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.ptq import quantize
+from tinyvit_edge.report_table import SQNR_LIMIT_DB
 
 FLOAT = PRECISIONS["fp32"]
 
@@ -51,18 +53,18 @@ class LayerSensitivity:
     @property
     def gain(self) -> float:
         """Part of the quantization noise that goes when the layer stays in float32, <= 1."""
+        if math.isinf(self.whole_db):
+            return 0.0  # there is no noise
         return 1.0 - 10 ** ((self.whole_db - self.rest_db) / 10)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "macs": self.macs,
-            "alone_db": self.alone_db,
-            "rest_db": self.rest_db,
-            "gain": self.gain,
+        """As JSON values; no noise at all is `SQNR_LIMIT_DB`, for JSON has no infinity."""
+        decibels = {
+            name: min(getattr(self, name), SQNR_LIMIT_DB)
+            for name in ("alone_db", "rest_db", "whole_db")
         }
+        head = {"name": self.name, "kind": self.kind, "macs": self.macs}
+        return head | decibels | {"gain": self.gain}
 
 
 def measure_layers(

@@ -25,7 +25,7 @@ from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.calibration import Calibration, calibrate
+from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, calibrate
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.report import Report, Row
 
@@ -123,8 +123,8 @@ def small_model() -> TinyVitForImageClassification:
 
 
 def _calibrated(module: nn.Module, images: list[Tensor]) -> Calibration:
-    """Ranges, with a convolution and a Linear layer left out for ``-mixed`` rows."""
-    found = calibrate(module, images)
+    """Ranges with all that a calibration can have: factors of every norm, layers left out."""
+    found = calibrate(module, images, CalibrationOptions(strength=0.5))
     names = list(found.layers)
     return replace(found, left_float={names[0]: "a test", names[-2]: "a test"})
 
@@ -157,6 +157,12 @@ def _quantized_program(
 def quantized_program() -> Callable[..., Program]:
     """`quantized_program(model, precision, form)`: a program of a model of one's own."""
     return _quantized_program
+
+
+@pytest.fixture(scope="session")
+def calibrated() -> Callable[[nn.Module, list[Tensor]], Calibration]:
+    """`calibrated(form, batches)`: ranges, factors of every norm, and two layers left out."""
+    return _calibrated
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing
 from tinyvit_edge.quantization.calibration import (
     Calibration,
+    CalibrationOptions,
     LayerRanges,
     calibrate,
     quantizable,
@@ -62,9 +63,10 @@ def test_calibration_names_every_layer_and_is_deterministic(
     }
     assert calibration.layers.keys() == names
     assert calibration.images == 5
+    options = CalibrationOptions(strength=0.5)
     plain = replace(calibration, left_float=None)
-    assert calibrate(float_form, batches) == plain
-    assert calibrate(float_form, batches[::-1]) == plain
+    assert calibrate(float_form, batches, options) == plain
+    assert calibrate(float_form, batches[::-1], options) == plain
     assert not any(m._forward_hooks for m in float_form.modules())
 
 
@@ -185,6 +187,22 @@ def test_a_damaged_file_of_ranges_is_refused(
     values = DAMAGES[damage](json.loads(path.read_text()))
     path.write_text(json.dumps(values))
     assert_refused(path)
+
+
+def test_a_file_of_the_first_version_says_so(calibration: Calibration, tmp_path: Path) -> None:
+    """Oracle: what the first version wrote: no rules, no factors."""
+    path = tmp_path / "ranges.json"
+    calibration.write(path, weights_sha256="ab" * 32, preprocessing=CONTRACT)
+    values = json.loads(path.read_text()) | {"schema_version": 1, "method": "min-max"}
+    del values["factors"], values["left_float"]
+    for ends in values["layers"].values():
+        del ends["rules"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"schema version 1, not 2\); write one with"):
+        Calibration.read(path, weights_sha256="ab" * 32, preprocessing=CONTRACT)
+    bundled = Calibration.from_dict(values)  # the manifest of an older bundle is still read
+    assert bundled.layers.keys() == calibration.layers.keys()
+    assert (bundled.factors, bundled.left_float) == ({}, None)
 
 
 def test_a_cut_or_missing_file_of_ranges_is_refused(

@@ -307,17 +307,6 @@ def test_quantize_ptq_ranges_are_what_export_uses(cli, deployed, digits_images, 
     assert json.loads(out)["rows"][0]["sha256"] == deployed.row("onnx", "w8a8").sha256
 
 
-def test_photos_and_ranges_together_are_refused(cli, digits_images, tmp_path):
-    code, _, error = cli(
-        "deploy", "--weights", "digits", "--data", digits_images / "heldout",
-        "--calib", digits_images / "train", "--calibration", tmp_path / "ranges.json",
-        "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert code == 2
-    assert "give photos or ranges, not both" in error
-    assert not (tmp_path / "out").exists()
-
-
 def test_import_writes_every_format(cli, digits, tmp_path):
     """Oracle: the reference model, after a round trip through each format."""
     for to, name in (("huggingface", "hf"), ("timm", "t.safetensors"), ("microsoft", "m.pth")):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.deployment import FormOptions, deployment_form
-from tinyvit_edge.errors import InputError
+from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate
@@ -70,6 +70,7 @@ def test_factors_are_smoothquants(float_form: nn.Module, batches: list[Tensor]) 
 def test_strength_1_gives_every_channel_the_same_peak(
     float_form: nn.Module, batches: list[Tensor]
 ) -> None:
+    """Oracle: what strength 1 means."""
     conditioned = deepcopy(float_form)
     apply_factors(conditioned, factors_of(conditioned, batches, 1.0))
     peaks: list[Tensor] = []
@@ -84,14 +85,28 @@ def test_strength_1_gives_every_channel_the_same_peak(
 
 
 def test_a_channel_that_is_always_zero_gets_a_finite_factor(
-    small_model: TinyVitForImageClassification, batches: list[Tensor]
+    float_form: nn.Module, batches: list[Tensor], sqnr_db: Sqnr
 ) -> None:
-    form = deployment_form(small_model)
-    form.get_submodule("classifier").weight[:, 3] = 0.0  # type: ignore[index]
-    factors = factors_of(form, batches, 0.5)
-    apply_factors(form, factors)
+    """Oracle: the form itself, with a norm that gives zeros in one channel."""
+    form = deepcopy(float_form)
+    norm = form.get_submodule("norm")
+    norm.factor = torch.ones(norm.channels)
+    norm.factor[3] = 0.0
     with torch.inference_mode():
-        assert form(batches[0]).isfinite().all()
+        before = form(batches[0])
+    apply_factors(form, factors_of(form, batches, 0.5))
+    with torch.inference_mode():
+        assert sqnr_db(before, form(batches[0])) >= 100.0
+
+
+def test_values_that_are_not_finite_are_refused(
+    float_form: nn.Module, batches: list[Tensor]
+) -> None:
+    """Oracle: one pixel that is not a number; the message names the first norm that meets it."""
+    images = batches[0].clone()
+    images[0, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"attention\.norm gives values that are not finite"):
+        factors_of(float_form, [images], 0.5)
 
 
 def test_quantized_form_is_conditioned(
@@ -124,6 +139,7 @@ def test_quantized_form_is_conditioned(
 def test_factors_of_another_model_are_refused(
     factors: dict[str, tuple[float, ...] | None], words: str, float_form: nn.Module
 ) -> None:
+    """Oracle: one line that names the norm."""
     size = float_form.get_submodule("classifier").in_features
     given = {name: values or (0.0,) * size for name, values in factors.items()}
     with pytest.raises(InputError, match=words):

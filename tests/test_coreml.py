@@ -32,7 +32,7 @@ from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, normalise, preset
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.accounting import int8_demand
-from tinyvit_edge.quantization.calibration import calibrate
+from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.variants import config_for
 
@@ -48,7 +48,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 # dB against program.module. Around the int8 layers of w8a8 the program computes in float16, and
 # single values fall to the next int8 step: noise of float16's size on the image moves the module
 # of a model with random weights by as much (28 dB)
-LOWEST_SQNR = {"fp32": 90.0, "fp16": 35.0, "w8a8": 25.0}
+LOWEST_SQNR = {"fp32": 90.0, "fp16": 35.0, "w8a8": 25.0, "w8a8-mixed": 25.0}
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,8 @@ def test_unsupported_precisions_and_options_are_refused() -> None:
     require_precision(CLASSIFIER, PRECISIONS["w8a8"])
     with pytest.raises(UnsupportedError, match="iOS17"):
         require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8"])
+    with pytest.raises(UnsupportedError, match="iOS17"):
+        require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8-mixed"])
     with pytest.raises(InputError, match=r"--deployment-target is 'iOS9'.*iOS15, iOS16"):
         exporter("coreml", deployment_target="iOS9")
     with pytest.raises(InputError, match=r"--package is 'image'.*classifier, tensor"):
@@ -315,7 +317,11 @@ def test_every_deployment_target(
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", LOWEST_SQNR)
 def test_full_size(
-    precision: str, randomise: Callable[..., Any], tmp_path: Path, sqnr_db: Sqnr
+    precision: str,
+    randomise: Callable[..., Any],
+    calibrated: Callable[..., Calibration],
+    tmp_path: Path,
+    sqnr_db: Sqnr,
 ) -> None:
     """Oracle: the program's own module of a randomised tiny_vit_5m_224, on photo-like pixels."""
     model = randomise(TinyVitForImageClassification(config_for("tiny_vit_5m_224")))
@@ -324,7 +330,7 @@ def test_full_size(
     pixels = coarse.repeat(32, 1).repeat(32, 2)
     images = np.stack([normalise(image, preprocessing) for image in pixels])
     form, row = deployment_form(model), PRECISIONS[precision]
-    ranges = calibrate(form, [torch.from_numpy(images)]) if row.calibrated else None
+    ranges = calibrated(form, [torch.from_numpy(images)]) if row.calibrated else None
     program = Program(
         module=quantize(form, row, calibration=ranges),
         precision=row,

@@ -24,7 +24,7 @@ from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import preset
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.accounting import int8_demand
-from tinyvit_edge.quantization.calibration import Calibration, calibrate
+from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.variants import config_for
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     _: Exporter = ExecuTorchExporter()
 
 pytest.importorskip("executorch")
+
+Calibrate = Callable[[DeploymentForm, list[torch.Tensor]], Calibration]
 
 SIZE = 32
 Sqnr = Callable[[torch.Tensor, torch.Tensor], float]
@@ -57,7 +59,7 @@ class Written:
 
 
 @pytest.fixture(scope="module")
-def make_program(randomise: Callable[..., Any]) -> Callable[..., Program]:
+def make_program(randomise: Callable[..., Any], calibrated: Calibrate) -> Callable[..., Program]:
     """`make_program(precision, options)`: a model of 32 px whose windows need padding."""
     torch.manual_seed(0)
     config = TinyVitConfig(
@@ -74,24 +76,18 @@ def make_program(randomise: Callable[..., Any]) -> Callable[..., Program]:
         form = deployment_form(model, options=options)
         # lowering takes seconds, and the stem and the downsampling have all that this stage has
         form.stages[0].blocks = torch.nn.Sequential()
-        return _program(form, precision, SIZE)
+        return _program(form, precision, SIZE, calibrated)
 
     return make
 
 
-def _calibrated(form: DeploymentForm, images: torch.Tensor) -> Calibration:
-    found = calibrate(form, [images])
-    names = list(found.layers)
-    return replace(found, left_float={names[0]: "a test", names[-2]: "a test"})
-
-
-def _program(form: DeploymentForm, precision: str, size: int) -> Program:
+def _program(form: DeploymentForm, precision: str, size: int, calibrated: Calibrate) -> Program:
     row, images = PRECISIONS[precision], _images(4, seed=1, size=size)
     return Program(
         module=quantize(
             form,
             row,
-            calibration=_calibrated(form, images) if row.calibrated else None,
+            calibration=calibrated(form, [images]) if row.calibrated else None,
             dynamic_range=ExecuTorchExporter().form.dynamic_range,
         ),
         precision=row,
@@ -367,6 +363,7 @@ def test_core_ml_delegate_is_made_ahead_of_time(
 )
 def test_full_size_model(
     randomise: Callable[..., Any],
+    calibrated: Calibrate,
     tmp_path: Path,
     sqnr_db: Sqnr,
     precision: str,
@@ -375,7 +372,7 @@ def test_full_size_model(
     """Oracle: the program's module in torch, on tiny_vit_5m_224."""
     target, path = ExecuTorchExporter(), tmp_path / "model.pte"
     model = randomise(TinyVitForImageClassification(config_for("tiny_vit_5m_224")))
-    program = _program(deployment_form(model, options=target.form), precision, 224)
+    program = _program(deployment_form(model, options=target.form), precision, 224, calibrated)
     file = Written(program=program, path=path, exported=target.export(program, path))
     images = _images(2, size=224)
     assert sqnr_db(file.reference(images), file.logits(images)) >= decibels

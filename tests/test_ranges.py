@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.checkpoint import Checkpoint
+from tinyvit_edge.data import scan_folder
 from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.evaluate import sample_images
+from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate, quantizable
 from tinyvit_edge.quantization.influence import Place, logit_errors
+from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.qdq import QuantParams
 from tinyvit_edge.quantization.ranges import BINS, METHODS, Histogram
 
@@ -51,21 +57,29 @@ def test_histogram_counts_every_value_once() -> None:
 
 
 def test_histogram_of_a_positive_tensor_begins_at_zero() -> None:
+    """Oracle: padding is zero, and has to be in range."""
     assert Histogram.over(2.0, 5.0).low == 0.0
     assert Histogram.over(-5.0, -2.0).high == 0.0
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tensor_of_zeros_has_scale_1(method: str) -> None:
+    """Oracle: what `QuantParams.from_range` promises; nothing is divided by zero."""
     assert METHODS[method](seen(torch.zeros(100))) == QuantParams(scale=1.0, zero_point=0)
 
 
 def test_min_max_covers_everything() -> None:
+    """Oracle: the extremes, within half a level."""
     x = normal(10_000)
-    assert METHODS["min-max"](seen(x)) == QuantParams.from_range(float(x.min()), float(x.max()))
+    params = METHODS["min-max"](seen(x))
+    low, high = ends(params)
+    assert abs(low - float(x.min())) <= params.scale / 2 + 1e-6
+    assert abs(high - float(x.max())) <= params.scale / 2 + 1e-6
 
 
-@pytest.mark.parametrize(("method", "share"), [("percentile", 1e-4), ("percentile-99.999", 1e-5)])
+@pytest.mark.parametrize(
+    ("method", "share"), [("percentile-99.99", 1e-4), ("percentile-99.999", 1e-5)]
+)
 def test_percentile_clips_its_share(method: str, share: float) -> None:
     """Oracle: numpy's quantiles of the values, within a bin and a level."""
     x = normal(2_000_000, seed=3)
@@ -92,6 +106,7 @@ def test_mse_is_the_best_of_all_pairs_of_ends() -> None:
 
 
 def test_entropy_keeps_a_uniform_range_and_clips_outliers() -> None:
+    """Oracle: every level of a uniform range says the same; one value in 100,000 says little."""
     uniform = torch.linspace(-1, 3, 100_001)
     assert ends(METHODS["entropy"](seen(uniform)))[1] == pytest.approx(3, rel=0.05)
     spiky = torch.cat([normal(100_000), torch.tensor([60.0])])
@@ -125,7 +140,7 @@ def test_influence_predicts_what_quantizing_a_tensor_does(digits_form: nn.Module
     batch = normal(48, 3, 64, 64, seed=5)
     names = list(quantizable(digits_form))
     found = calibrate(digits_form, [batch])
-    places = [(names[i], side) for i in (0, 5, 12, 20, -1) for side in ("input", "output")]
+    places = [(names[i], side) for i in (0, 2, 5, 12, 20, -1) for side in ("input", "output")]
     tried: dict[Place, list[QuantParams]] = {}
     for name, side in places:
         params = getattr(found.layers[name], side)
@@ -138,21 +153,23 @@ def test_influence_predicts_what_quantizing_a_tensor_does(digits_form: nn.Module
             continue  # the logits themselves
         for params, error in zip(candidates, predicted[place], strict=True):
             truth = measured_error(digits_form, batch, place, params)
-            assert 0.3 * truth < error < 3.5 * truth, (place, params)
+            assert truth / 3 < error < 3 * truth, (place, params)
 
 
-def test_auto_takes_the_least_harmful_rule(digits_form: nn.Module) -> None:
-    """Oracle: each rule's own estimate; no tensor is left with a worse one."""
-    batches = [normal(8, 3, 64, 64, seed=seed) for seed in (1, 2)]
-    auto = calibrate(digits_form, batches, CalibrationOptions(method="auto"))
-    single = {
-        name: calibrate(digits_form, batches, CalibrationOptions(method=name)) for name in METHODS
-    }
-    tried = {
-        (name, side): [getattr(by.layers[name], side) for by in (auto, *single.values())]
-        for name in auto.layers
-        for side in ("input", "output")
-    }
-    for own, *others in logit_errors(digits_form, batches, tried).values():
-        assert own <= min(others) * (1 + 1e-9)
-    assert {rule for layer in auto.layers.values() for rule in layer.rules} - {"min-max"}
+def test_auto_harms_the_logits_less_than_any_one_rule(
+    digits_form: nn.Module, digits: Checkpoint, digits_images: Path
+) -> None:
+    """Oracle: the logits of w8a8 programs on digits that gave no ranges."""
+    photos = scan_folder(digits_images / "train")
+    batches = [torch.from_numpy(sample_images(photos, digits.preprocessing, 32))]
+    held_out = scan_folder(digits_images / "heldout")
+    images = torch.from_numpy(sample_images(held_out, digits.preprocessing, 64))
+    noise = {}
+    for name in (*METHODS, "auto"):
+        found = calibrate(digits_form, batches, CalibrationOptions(method=name))
+        if name == "auto":
+            assert len({rule for layer in found.layers.values() for rule in layer.rules}) > 1
+        made = quantize(digits_form, PRECISIONS["w8a8"], calibration=found)
+        with torch.inference_mode():
+            noise[name] = float((made(images) - digits_form(images)).square().mean())
+    assert noise["auto"] <= 1.05 * min(noise.values()), noise

@@ -51,6 +51,7 @@ def test_gain_is_the_share_of_the_noise_that_goes() -> None:
 
 
 def test_rank_is_by_gain_a_multiply_accumulate() -> None:
+    """Oracle: by hand."""
     layers = [layer("dear", 100, 23.0), layer("cheap", 1, 20.5), layer("bad", 1, 19.0)]
     assert [one.name for one in ranked(layers)] == ["cheap", "dear", "bad"]
 
@@ -124,6 +125,7 @@ def test_mixed_leaves_its_layers_in_float32(
 
 
 def test_mixed_without_a_choice_is_refused(float_form: nn.Module, calibration: Calibration) -> None:
+    """Oracle: one line with the remedy."""
     with pytest.raises(InputError, match="quantize ptq --precision w8a8-mixed"):
         quantize(float_form, MIXED, calibration=replace(calibration, left_float=None))
 
@@ -171,15 +173,53 @@ def test_choose_keeps_to_its_budget_on_other_photos(
 def test_a_model_that_bears_int8_has_nothing_left_out(
     digits: Checkpoint, digits_images: Path
 ) -> None:
+    """Oracle: the demo model, which loses nothing at w8a8."""
     request = ChooseRequest(photos=digits_images / "train", images=32, mixed=MIXED, max_drop=0.01)
     assert choose(digits, request, QuietDisplay()).left_float == {}
 
 
 def test_no_photo_left_to_measure_on_is_refused(digits: Checkpoint, digits_images: Path) -> None:
+    """Oracle: one line, before any work."""
     few = digits_images / "train" / "0"
     request = ChooseRequest(photos=few, images=10_000, mixed=MIXED)
     with pytest.raises(InputError, match="none is left to measure"):
         choose(digits, request, QuietDisplay())
+
+
+def test_ranges_without_a_choice_are_refused_before_any_work(
+    cli: Any, digits_images: Path, tmp_path: Path
+) -> None:
+    """Oracle: an earlier report stays."""
+    ranges, out = tmp_path / "ranges.json", tmp_path / "out"
+    code, _, _ = cli(
+        "quantize", "ptq", "--weights", "digits", "--calib", digits_images / "train",
+        "--calib-images", 32, "--out", ranges,
+    )  # fmt: skip
+    assert code == 0
+    out.mkdir()
+    (out / "report.json").write_text("{}")
+    code, _, error = cli(
+        "deploy", "--weights", "digits", "--data", digits_images / "heldout", "--limit", 5,
+        "--calibration", ranges, "--targets", "onnx", "--precisions", "fp32,w8a8-mixed",
+        "--out", out,
+    )  # fmt: skip
+    assert code == 2
+    assert "write the ranges with quantize ptq --precision w8a8-mixed" in error
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+
+
+def test_photos_and_ranges_together_are_refused(
+    cli: Any, digits_images: Path, tmp_path: Path
+) -> None:
+    """Oracle: one line that names both, and nothing written."""
+    code, _, error = cli(
+        "deploy", "--weights", "digits", "--data", digits_images / "heldout",
+        "--calib", digits_images / "train", "--calibration", tmp_path / "ranges.json",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "give photos or ranges, not both" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_commands(cli: Any, digits_images: Path, tmp_path: Path) -> None:
@@ -219,6 +259,7 @@ def test_commands(cli: Any, digits_images: Path, tmp_path: Path) -> None:
 def test_bad_options_are_one_line(
     cli: Any, digits_images: Path, tmp_path: Path, arguments: tuple[Any, ...], words: str
 ) -> None:
+    """Oracle: one line, and nothing written."""
     code, _, error = cli(
         "quantize", "ptq", "--weights", "digits", "--calib", digits_images / "train",
         "--out", tmp_path / "r.json", *arguments,

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tinyvit_edge.errors import InputError
-from tinyvit_edge.report_plots import lines
+from tinyvit_edge.report_plots import line
 from tinyvit_edge.training.curves import render_html, render_table
 from tinyvit_edge.training.log import MetricsLog, RunLog, is_run, read_run
 
@@ -60,8 +60,8 @@ LINES = (
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps(FACTS))
     log = MetricsLog(tmp_path / "metrics.jsonl", 0)
-    for line in LINES:
-        log.write(**line)
+    for logged in LINES:
+        log.write(**logged)
     return tmp_path
 
 
@@ -76,6 +76,7 @@ def test_epochs_sum_up_their_lines(run: Path) -> None:
 
 
 def test_half_a_line_of_a_running_process_is_left_out(run: Path) -> None:
+    """Oracle: the run before."""
     whole = read_run(run)
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"kind": "train", "st')
@@ -87,13 +88,16 @@ def test_half_a_line_of_a_running_process_is_left_out(run: Path) -> None:
     [
         ("metrics.jsonl", "", "logged nothing yet"),
         ("metrics.jsonl", "{]\n", "not a readable training run"),
-        ("metrics.jsonl", '{"loss": 1}\n', "keys are missing"),
+        ("metrics.jsonl", '{"loss": 1}\n', "not a readable training run"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1}\n', "keys are missing"),
         ("metrics.jsonl", "7\n", "not a readable training run"),
-        ("run.json", "[]", "keys are missing"),
+        ("run.json", "[]", "not a readable training run"),
+        ("run.json", "{}", "keys are missing"),
         ("run.json", "", "not a readable training run"),
     ],
 )
 def test_damaged_runs_are_refused(run: Path, name: str, content: str, expected: str) -> None:
+    """Oracle: one line that names the folder."""
     (run / name).write_text(content)
     with pytest.raises(InputError, match=re.escape(expected)) as raised:
         read_run(run)
@@ -101,6 +105,7 @@ def test_damaged_runs_are_refused(run: Path, name: str, content: str, expected: 
 
 
 def test_table_has_a_row_an_epoch(run: Path) -> None:
+    """Oracle: by hand."""
     stream = StringIO()
     Console(file=stream, width=200).print(render_table(read_run(run)))
     rows = [line.split() for line in stream.getvalue().splitlines() if line.strip()]
@@ -109,6 +114,7 @@ def test_table_has_a_row_an_epoch(run: Path) -> None:
 
 
 def test_page_is_whole_and_escaped(run: Path) -> None:
+    """Oracle: an XML parser."""
     page = render_html(read_run(run))
     body = page[page.index("<body>") :].removesuffix("</html>\n").strip()
     tree = ElementTree.fromstring(body)  # every element closed, nothing unescaped
@@ -120,14 +126,16 @@ def test_page_is_whole_and_escaped(run: Path) -> None:
 
 
 def test_page_of_a_run_that_measured_nothing() -> None:
+    """Oracle: one plot fewer."""
     log = RunLog(run=FACTS, lines=tuple(x for x in LINES if x["kind"] == "train"))
     assert render_html(log).count("<svg") == 3
 
 
-def test_curve_is_to_scale() -> None:
-    """Oracle: a straight line stays straight, its ends at the ends of the axis."""
-    drawn = lines(
-        {"loss": [(0, 1.0), (50, 2.0), (100, 3.0)]},
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_curve_is_to_scale(scale: float) -> None:
+    """Oracle: a straight line stays straight and fills the plot, whatever its unit."""
+    drawn = line(
+        [(0, scale), (50, 2 * scale), (100, 3 * scale)],
         title="t",
         x_title="step",
         y_title="loss",
@@ -140,12 +148,22 @@ def test_curve_is_to_scale() -> None:
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
     assert x2 > x1
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.11)
-    assert y2 < y1
+    assert y0 - y2 > 150
     mark = next(part for part in svg.iter("line") if part.attrib["class"] == "reference")
     assert float(mark.attrib["x1"]) == pytest.approx(x1, abs=0.11)
 
 
+def test_numbers_that_are_not_finite_are_left_out(run: Path) -> None:
+    """Oracle: JSON has no infinity; the page and the table have what is finite."""
+    MetricsLog(run / "metrics.jsonl", 30).write(**train_line(35, 2, 64, float("inf")))
+    log = read_run(run)
+    json.dumps(log.to_dict(), allow_nan=False)
+    assert log.epochs()[2].loss == 0.25
+    assert render_html(log).count("<svg") == 4
+
+
 def test_report_shows_a_training(cli: Any, run: Path, tmp_path: Path) -> None:
+    """Oracle: the files of the run."""
     page = tmp_path / "page.html"
     code, out, _ = cli("report", run, "--html", page)
     assert code == 0

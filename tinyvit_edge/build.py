@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -25,9 +25,6 @@ from tinyvit_edge.program import Program, build_program
 from tinyvit_edge.quantization.accounting import Int8Demand, int8_demand
 from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.worker import TargetProcess
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Built",
@@ -104,6 +101,8 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
     """
     target, root = cell.exporter, out / cell.name
     calibration = source.calibration if cell.precision.calibrated else None
+    if calibration is not None and not cell.precision.mixed:
+        calibration = replace(calibration, left_float=None)
     program = build_program(
         source.checkpoint, cell.precision, form=target.form, calibration=calibration
     )

@@ -31,8 +31,8 @@ MethodOption = Annotated[
     str,
     typer.Option(
         "--method",
-        help="min-max, percentile, percentile-99.999, mse or entropy for all tensors; auto: the"
-        " one that harms the logits least, tensor by tensor.",
+        help="min-max, percentile-99.99, percentile-99.999, mse or entropy for all tensors; auto:"
+        " the one that harms the logits least, tensor by tensor.",
     ),
 ]
 ConditioningOption = Annotated[

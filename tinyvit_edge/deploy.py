@@ -16,6 +16,7 @@ from tinyvit_edge.build import Built, Cell, Source, build, goldens_of
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.console import QuietDisplay
 from tinyvit_edge.data import SAMPLE_SIZE, scan_folder
+from tinyvit_edge.deployment import deployment_form
 from tinyvit_edge.errors import InputError, TinyVitEdgeError
 from tinyvit_edge.evaluate import labels_of, reference_logits, reference_module, sample_images
 from tinyvit_edge.exporters import exporter, missing_packages
@@ -25,6 +26,7 @@ from tinyvit_edge.parallel import run_parallel
 from tinyvit_edge.precision import MAX_DROP, parse_precisions
 from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.quantization.choose import ChooseRequest, choose
+from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.report import ModelInfo, Report, Row, host_info, remove_report
 from tinyvit_edge.types import FloatArray
 from tinyvit_edge.verify import Comparison, Yardstick, compare_with, verify, with_latency
@@ -191,11 +193,15 @@ def _calibration(
     if not any(cell.precision.calibrated for cell in cells):
         return None
     if request.calibration is not None:
-        return Calibration.read(
+        found = Calibration.read(
             request.calibration,
             weights_sha256=checkpoint.sha256,
             preprocessing=checkpoint.preprocessing,
         )
+        form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+        for precision in {cell.precision for cell in cells if cell.precision.calibrated}:
+            quantize(form, precision, calibration=found)  # refuses ranges that do not fit, now
+        return found
     assert request.calib is not None  # `plan` asks for one of the two
     mixed = next((cell.precision for cell in cells if cell.precision.mixed), None)
     asked = ChooseRequest(

@@ -287,7 +287,7 @@ class Standardise(_Norm):
     """As the runtime's own operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
+        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
         return F.layer_norm(x, (self.channels,), weight=self.factor, eps=self.eps)
 
 
@@ -301,7 +301,7 @@ class LinearStandardise(_Norm):
         self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
+        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
         centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
         variance = F.linear(centred * centred, self.average)  # (..., 1)
         standard = centred * torch.rsqrt(variance + self.eps)

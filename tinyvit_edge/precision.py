@@ -10,8 +10,8 @@ A name follows a grammar, and `PRECISIONS` holds the rows that are built:
                 their inputs quantized to 8 bits at run time
 ``w8a8``        int8 weights and int8 activations of the Linear and convolution
                 layers, activation ranges calibrated on images
-``w8a8-mixed``  ``w8a8`` but for the few layers that cost the most accuracy, which stay
-                in float32: as many as a budget for the loss asks for
+``w8a8-mixed``  ``w8a8`` but for the few layers that cost the most accuracy, which are left
+                in floating point: as many as a budget for the loss asks for
 ==============  ==================================================================
 
 ``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``-dynamic`` says that the
@@ -51,8 +51,13 @@ class Precision:
     layers: tuple[LayerKind, ...] = ()
     """Kinds of layer that are quantized; the others stay float32."""
     mixed: bool = False
-    """Whether the layers that the calibration names stay float32, too."""
+    """Whether the layers that the calibration names stay in floating point, too."""
     meaning: str
+
+    @property
+    def exception(self) -> str:
+        """What to add where the row's arithmetic is described."""
+        return "; layers that the calibration names are left out" if self.mixed else ""
 
     @property
     def quantized(self) -> bool:
@@ -98,7 +103,7 @@ _ROWS = (
         activations="static",
         layers=("linear", "conv"),
         mixed=True,
-        meaning="w8a8, but for the few layers that cost the most accuracy, left in float32",
+        meaning="w8a8, but for the few layers that cost the most accuracy, left in floating point",
     ),
 )
 

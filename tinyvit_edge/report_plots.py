@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Bar", "Point", "bars", "legend", "lines", "scatter", "series_of"]
+__all__ = ["Bar", "Point", "bars", "legend", "line", "scatter", "series_of"]
 
 Box = tuple[float, float, float, float]
 
@@ -146,40 +146,47 @@ def bars(
     return _svg([*back, *parts], y + 42, title, f"{x_title}: {facts}")
 
 
-def lines(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+def line(
+    points: Sequence[tuple[float, float]],
     *,
     title: str,
     x_title: str,
     y_title: str,
     x_lines: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Curves through points (x, y), told apart by colour and dashes; both axes linear.
+    """A curve through points (x, y); both axes linear.
 
     Args:
-        curves: by name, at least one with at least one point each; x >= 0.
+        points: at least one; x >= 0.
         title: what the plot is called for those who cannot see it.
         x_title: with its unit.
         y_title: with its unit.
         x_lines: values to mark on the x axis, and their labels.
     """
-    points = [point for curve in curves.values() for point in curve]
-    right = max(x for x, _ in points) or 1.0
+    last = max(x for x, _ in points) or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
     x_axis = _Axis(
-        low=0, high=right, start=_LEFT, end=_WIDTH - _RIGHT, ticks=_nice_ticks(0, right, 5)
+        low=0, high=last, start=_LEFT, end=_WIDTH - _RIGHT, ticks=_nice_ticks(0, last, 5)
     )
-    y_axis = _Axis.of_y([y for _, y in points], start=_HEIGHT - _BOTTOM, end=_TOP + _INSET)
+    y_axis = _Axis(
+        low=low,
+        high=high,
+        start=_HEIGHT - _BOTTOM,
+        end=_TOP + _INSET,
+        ticks=_nice_ticks(low, high, 5),
+    )
     parts = [*_grid(x_axis, y_axis, x_title, y_title)]
-    for x, label in x_lines:
-        parts.append(_segment(x_axis.at(x), _TOP, x_axis.at(x), _HEIGHT - _BOTTOM, "reference"))
-        parts.append(_text(x_axis.at(x) + 4, _TOP + 10, label, "reference-label"))
-    for number, curve in enumerate(curves.values()):
-        path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in curve)
-        parts.append(f'<polyline class="curve t{number % _SERIES}" points="{path}"/>')
-    facts = "; ".join(
-        f"{name} from {curve[0][1]:.4g} to {curve[-1][1]:.4g}" for name, curve in curves.items()
-    )
-    return _svg(parts, _HEIGHT, title, f"{y_title} over {x_title}: {facts}")
+    for value, label in x_lines:
+        x = x_axis.at(value)
+        parts.append(_segment(x, _TOP, x, _HEIGHT - _BOTTOM, "reference"))
+        parts.append(_text(x + 4, _TOP + 10, label, "reference-label"))
+    path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in points)
+    parts.append(f'<polyline class="curve t0" points="{path}"/>')
+    (_, first), (_, final) = points[0], points[-1]
+    facts = f"{y_title} over {x_title}: from {first:.4g} to {final:.4g}"
+    return _svg(parts, _HEIGHT, title, facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

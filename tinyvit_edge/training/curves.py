@@ -82,33 +82,32 @@ def render_html(log: RunLog) -> str:
 
 def _figures(log: RunLog) -> list[str]:
     from tinyvit_edge.report_page import figure
-    from tinyvit_edge.report_plots import lines
+    from tinyvit_edge.report_plots import line
 
-    steps = log.of("train")
     marks = _stages(log)
     plots = (
-        ("Accuracy", "top-1, %", [(x["step"], 100 * x["top1"]) for x in log.of("val")]),
-        ("Loss", "cross-entropy, nats", [(x["step"], x["loss"]) for x in steps]),
-        ("Learning rate", "x 0.001", [(x["step"], 1e3 * x["learning_rate"]) for x in steps]),
-        ("Speed", "images/s", [(x["step"], x["images_per_second"]) for x in steps]),
+        ("Accuracy", "top-1, %", "val", "top1", 100),
+        ("Loss", "cross-entropy, nats", "train", "loss", 1),
+        ("Learning rate", "x 0.001", "train", "learning_rate", 1000),
+        ("Speed", "images/s", "train", "images_per_second", 1),
     )
-    return [
-        figure(
-            title,
-            "The dashed lines are where a resolution begins." if len(marks) > 1 else "",
-            lines({title: points}, title=title, x_title="step", y_title=y_title, x_lines=marks),
-        )
-        for title, y_title, points in plots
-        if points
-    ]
+    note = "The dashed lines are where a resolution begins." if len(marks) > 1 else ""
+    figures = []
+    for title, y_title, kind, key, factor in plots:
+        found = [x for x in log.of(kind) if x[key] is not None]
+        if found:
+            points = [(x["step"], factor * x[key]) for x in found]
+            drawn = line(points, title=title, x_title="step", y_title=y_title, x_lines=marks)
+            figures.append(figure(title, note, drawn))
+    return figures
 
 
 def _stages(log: RunLog) -> list[tuple[float, str]]:
     """The first logged step of every resolution."""
     marks: list[tuple[float, str]] = []
     previous = None
-    for line in log.of("train") or log.of("val"):
-        if line["size"] != previous:
-            marks.append((line["step"] if marks else 0, f"{line['size']} px"))
-            previous = line["size"]
+    for logged in log.of("train") or log.of("val"):
+        if logged["size"] != previous:
+            marks.append((logged["step"] if marks else 0, f"{logged['size']} px"))
+            previous = logged["size"]
     return marks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,13 @@ from tinyvit_edge.files import atomic_file
 __all__ = ["METRICS", "RUN", "EpochSummary", "MetricsLog", "RunLog", "is_run", "read_run"]
 
 METRICS, RUN = "metrics.jsonl", "run.json"
+
+_HEAD = {"kind", "step", "epoch", "size"}
+_KEYS = {
+    "train": _HEAD | {"loss", "gradient_norm", "learning_rate", "images_per_second"},
+    "val": _HEAD | {"top1"},
+}
+_FACTS = {"recipe", "weights", "teacher", "labels", "trained_on", "seed", "image_size"}
 
 
 class MetricsLog:
@@ -41,12 +49,17 @@ class MetricsLog:
 
 
 def _line(values: dict[str, Any]) -> str:
-    return json.dumps(values, allow_nan=True) + "\n"
+    # JSON has no infinity, which a gradient's norm in float16 now and then is
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
-    """One epoch; None where the log has no line of the kind, as in very short epochs.
+    """One epoch; None where the log has no finite number of the kind, as in very short epochs.
 
     Attributes:
         number: from 0.
@@ -90,14 +103,18 @@ class RunLog:
 
 def _summary(number: int, lines: Sequence[dict[str, Any]]) -> EpochSummary:
     steps = [line for line in lines if line["kind"] == "train"]
+
+    def of(key: str) -> list[float]:
+        return [line[key] for line in steps if line[key] is not None]
+
     vals = [line for line in lines if line["kind"] == "val"]
     return EpochSummary(
         number=number,
         size=lines[0]["size"],
-        loss=fmean(line["loss"] for line in steps) if steps else None,
-        gradient_norm=fmean(line["gradient_norm"] for line in steps) if steps else None,
+        loss=fmean(of("loss")) if of("loss") else None,
+        gradient_norm=fmean(of("gradient_norm")) if of("gradient_norm") else None,
         learning_rate=steps[-1]["learning_rate"] if steps else None,
-        images_per_second=median(line["images_per_second"] for line in steps) if steps else None,
+        images_per_second=median(of("images_per_second")) if steps else None,
         top1=vals[-1]["top1"] if vals else None,
     )
 
@@ -116,10 +133,11 @@ def read_run(folder: Path) -> RunLog:
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
         lines = MetricsLog.lines(folder / METRICS)
-        whole = all({"kind", "step", "epoch", "size"} <= line.keys() for line in lines)
-    except (OSError, ValueError, AttributeError) as error:
+        whole = run.keys() >= _FACTS and {"stages", "batch", "lr"} <= run["recipe"].keys()
+        whole = whole and all(_KEYS[line["kind"]] <= line.keys() for line in lines)
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise InputError(f"{folder}: not a readable training run ({error})") from error
-    if not whole or not isinstance(run, dict):
+    if not whole:
         raise InputError(f"{folder}: not a readable training run (keys are missing)")
     if not lines:
         raise InputError(f"{folder}: this run has logged nothing yet; ask again later")
