@@ -34,12 +34,14 @@ __all__ = [
     "CalibrationOptions",
     "LayerRanges",
     "calibrate",
+    "evenly",
     "quantizable",
 ]
 
 AUTO = "auto"
 
 _SCHEMA_VERSION = 2
+_JUDGED = 32  # images on which the rules of "auto" are compared; more change hardly a choice
 _DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError, InputError)
 
 
@@ -180,7 +182,7 @@ class CalibrationOptions:
         strength: of `tinyvit_edge.quantization.conditioning`, 0..1; None leaves it out.
     """
 
-    method: str = "min-max"
+    method: str = AUTO
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -192,11 +194,10 @@ class CalibrationOptions:
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise InputError(f"--conditioning {self.strength}: give a number from 0 to 1")
 
-    @property
-    def passes(self) -> int:
-        """How often `calibrate` goes through the images."""
-        again = (self.strength is not None, self.method != "min-max", self.method == AUTO)
-        return 1 + sum(again)
+    def work(self, images: int) -> int:
+        """How many images `calibrate` goes through in all its passes over `images`."""
+        whole = 1 + (self.strength is not None) + (self.method != "min-max")
+        return whole * images + (min(images, _JUDGED) if self.method == AUTO else 0)
 
 
 def calibrate(
@@ -211,9 +212,8 @@ def calibrate(
     Args:
         module: float deployment form.
         batches: normalised images (B, 3, S, S) float32.
-        options: how; min-max when left out.
-        progress: called with the number of images in each batch done, in each of
-            `options.passes` passes.
+        options: how; the default ones when left out.
+        progress: called with the number of images in each batch done; `options.work` in all.
 
     Raises:
         DataError: no image, or a layer gives a value that is not finite.
@@ -263,7 +263,7 @@ def _least_harmful(
     }
     errors = logit_errors(
         module,
-        batches,
+        evenly(batches, _JUDGED),
         {place: list(by.values()) for place, by in tried.items()},
         progress=progress,
     )
@@ -272,6 +272,14 @@ def _least_harmful(
         best = min(range(len(by_name)), key=errors[place].__getitem__)
         chosen[place] = list(by_name.items())[best]
     return chosen
+
+
+def evenly(batches: Sequence[Tensor], count: int) -> list[Tensor]:
+    """At most `count` images of batches (B, ...), evenly spaced: photos come class by class."""
+    images = torch.cat(list(batches))
+    if len(images) <= count:
+        return list(batches)
+    return [torch.stack([images[i * len(images) // count] for i in range(count)])]
 
 
 def _places(module: nn.Module) -> list[Place]:

@@ -31,6 +31,7 @@ from tinyvit_edge.quantization.calibration import (
     Calibration,
     CalibrationOptions,
     calibrate,
+    evenly,
     quantizable,
 )
 from tinyvit_edge.quantization.ptq import quantize
@@ -86,7 +87,7 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
         )
     held_out = _rest(everything, photos, request, display) if request.mixed else None
     form, batches = _prepared(checkpoint, photos)
-    with display.track("calibrate", request.options.passes * len(photos)) as advance:
+    with display.track("calibrate", request.options.work(len(photos))) as advance:
         found = calibrate(form, batches, request.options, progress=advance)
     found = replace(found, photos_sha256=fingerprint(photos))
     if request.mixed is None or held_out is None:
@@ -155,10 +156,7 @@ def _measure(
     batches: Sequence[Tensor],
     display: QuietDisplay,
 ) -> tuple[LayerSensitivity, ...]:
-    photos = torch.cat(list(batches))
-    count = min(_PROBES, len(photos))
-    # evenly spaced, because they come class by class
-    probes = [torch.stack([photos[i * len(photos) // count] for i in range(count)])]
+    probes = evenly(batches, _PROBES)
     runs = 2 * len(quantizable(form, precision)) + 2
     with display.track("sensitivity of layers", runs) as advance:
         return measure_layers(form, precision, calibration, probes, progress=advance)

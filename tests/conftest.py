@@ -124,7 +124,7 @@ def small_model() -> TinyVitForImageClassification:
 
 def _calibrated(module: nn.Module, images: list[Tensor]) -> Calibration:
     """Ranges with all that a calibration can have: factors of every norm, layers left out."""
-    found = calibrate(module, images, CalibrationOptions(strength=0.5))
+    found = calibrate(module, images, CalibrationOptions(method="min-max", strength=0.5))
     names = list(found.layers)
     return replace(found, left_float={names[0]: "a test", names[-2]: "a test"})
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.modeling import TinyVitForImageClassification
@@ -28,6 +29,9 @@ from tinyvit_edge.quantization.calibration import (
 from tinyvit_edge.quantization.qdq import QuantParams
 
 CONTRACT = Preprocessing(size=64)
+SMALL = TinyVitConfig(
+    image_size=32, hidden_sizes=[16, 32], depths=[1, 1], num_heads=[1, 2], window_sizes=[4, 4]
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -43,6 +47,7 @@ def test_ranges_are_the_extremes_over_all_batches() -> None:
     found = calibrate(
         nn.Sequential(linear),
         [torch.tensor([[-3.0], [5.0]]), torch.tensor([[9.0], [-1.0], [0.0]])],
+        CalibrationOptions(method="min-max"),
         progress=seen.append,
     )
     assert found.images == 5
@@ -63,7 +68,7 @@ def test_calibration_names_every_layer_and_is_deterministic(
     }
     assert calibration.layers.keys() == names
     assert calibration.images == 5
-    options = CalibrationOptions(strength=0.5)
+    options = CalibrationOptions(method="min-max", strength=0.5)
     plain = replace(calibration, left_float=None)
     assert calibrate(float_form, batches, options) == plain
     assert calibrate(float_form, batches[::-1], options) == plain
@@ -91,6 +96,18 @@ def test_quantizable_follows_the_precision(float_form: nn.Module) -> None:
         "w8a8": {nn.Linear, nn.Conv2d},
         "w8a8-mixed": {nn.Linear, nn.Conv2d},
     }
+
+
+@pytest.mark.parametrize("method", ["min-max", "mse", "auto"])
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_progress_adds_up(method: str, strength: float | None) -> None:
+    """Oracle: what the options say that there is to do."""
+    options = CalibrationOptions(method=method, strength=strength)
+    module = deployment_form(TinyVitForImageClassification(SMALL)) if strength else None
+    seen: list[int] = []
+    batches = [normal(20, 3, 32, 32, seed=seed) for seed in (1, 2)]
+    calibrate(module or nn.Sequential(nn.Conv2d(3, 4, 3)), batches, options, progress=seen.append)
+    assert sum(seen) == options.work(40)
 
 
 def test_no_image_is_refused(float_form: nn.Module) -> None:

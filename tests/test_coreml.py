@@ -158,10 +158,11 @@ def test_audit_counts_what_torch_counts(classifier: Saved) -> None:
     audit = CLASSIFIER.audit(classifier.path)
     assert audit.total_macs == total // 2
     if classifier.program.precision.quantized:
-        assert audit.int8_macs == (total - attention) // 2
+        if not classifier.program.precision.mixed:
+            assert audit.int8_macs == (total - attention) // 2
         demand = int8_demand(module, torch.from_numpy(classifier.image))
         assert (audit.weight_bytes["int8"], audit.int8_macs) == (demand.weight_bytes, demand.macs)
-        assert audit.int8_weight_fraction > 0.9
+        assert audit.int8_weight_fraction > (0.7 if classifier.program.precision.mixed else 0.9)
     else:
         assert audit.int8_macs == 0
         wanted = "float16" if classifier.program.precision.name == "fp16" else "float32"

@@ -195,7 +195,7 @@ def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> No
     graph = build(precision).model().graph
     int8 = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims}
     users = {node.op_type for node in graph.node if int8 & set(node.input)}
-    assert users == {"DequantizeLinear" if precision == "w8a8" else "MatMulInteger"}
+    assert users == {"MatMulInteger" if precision == "w8-dynamic" else "DequantizeLinear"}
     activations = {
         graph_type.type.tensor_type.elem_type
         for graph_type in graph.value_info

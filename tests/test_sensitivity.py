@@ -25,6 +25,7 @@ from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.accounting import layer_macs
 from tinyvit_edge.quantization.calibration import Calibration, quantizable
 from tinyvit_edge.quantization.choose import ChooseRequest, choose
+from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.qdq import StaticLayer
 from tinyvit_edge.quantization.sensitivity import (
@@ -67,13 +68,15 @@ def test_layers_are_measured_from_both_sides(
     assert found.keys() == quantizable(float_form).keys()
     name = "stages.1.blocks.0.mlp.fc1"
     whole = quantize(float_form, W8A8, calibration=calibration)
-    alone, rest = deepcopy(float_form), deepcopy(whole)
+    conditioned = deepcopy(float_form)
+    apply_factors(conditioned, calibration.factors)
+    alone, rest = deepcopy(conditioned), deepcopy(whole)
     alone.set_submodule(name, whole.get_submodule(name))
-    rest.set_submodule(name, float_form.get_submodule(name))
+    rest.set_submodule(name, conditioned.get_submodule(name))
     with torch.inference_mode():
         exact, *others = (
             torch.cat([module(batch) for batch in batches])
-            for module in (float_form, whole, alone, rest)
+            for module in (conditioned, whole, alone, rest)
         )
     expected = [sqnr_db(exact, other) for other in others]
     one = found[name]

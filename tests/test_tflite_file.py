@@ -152,13 +152,14 @@ def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> 
         audit = EXPORTER.audit(artifact.path)
         stored = audit.weight_bytes
         assert (stored["int8"], audit.int8_macs) == (demand.weight_bytes, demand.macs)
-    # of float32, only the attention biases and LayerNorm's epsilon are left
-    biases = sum(one.numel() * 4 for name, one in layers_biases(artifact.program.module))
+    # of float32, only the attention biases, factors and LayerNorm's epsilon are left
+    biases = sum(one.numel() * 4 for name, one in left_in_float(artifact.program.module))
     assert stored["float32"] == pytest.approx(biases, abs=64)
 
 
-def layers_biases(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, one) for name, one in module.named_buffers() if name.endswith("attention.bias")]
+def left_in_float(module: nn.Module) -> list[tuple[str, Tensor]]:
+    ends = ("attention.bias", "norm.factor")
+    return [(name, one) for name, one in module.named_buffers() if name.endswith(ends)]
 
 
 def test_a_layer_that_the_converter_changed_is_named(

@@ -110,7 +110,6 @@ def deploy(
     from tinyvit_edge.console import make_display
     from tinyvit_edge.deploy import DeployRequest
     from tinyvit_edge.deploy import deploy as run
-    from tinyvit_edge.files import check_writable
 
     request = DeployRequest(
         weights=weights,
@@ -134,9 +133,16 @@ def deploy(
     if dry_run:
         _show_plan(request, json)
         return
-    if json not in (None, "-"):
-        check_writable(Path(json).parent)  # before the work, not after it
+    _check_json(json)
     _finish(run(request, display=make_display(quiet=quiet)), out, json)
+
+
+def _check_json(json: str | None) -> None:
+    """Before the work, not after it."""
+    from tinyvit_edge.files import check_writable
+
+    if json not in (None, "-"):
+        check_writable(Path(json).parent)
 
 
 def _show_plan(request: DeployRequest, json: str | None) -> None:

@@ -57,7 +57,7 @@ def ptq(
     calib: Annotated[Path, typer.Option(help="Photos to calibrate on.")],
     out: Annotated[Path, typer.Option("--out", help="JSON file of ranges to write.")],
     precision: Annotated[str, typer.Option(help="w8a8 or w8a8-mixed.")] = "w8a8",
-    method: MethodOption = "min-max",
+    method: MethodOption = "auto",
     conditioning: ConditioningOption = None,
     max_drop: MaxDropOption = 100 * MAX_DROP,
     data: Annotated[
@@ -98,7 +98,7 @@ def sensitivity(
     weights: WeightsOption,
     calib: Annotated[Path, typer.Option(help="Photos to calibrate and to measure on.")],
     precision: Annotated[str, typer.Option(help="A precision with ranges.")] = "w8a8",
-    method: MethodOption = "min-max",
+    method: MethodOption = "auto",
     conditioning: ConditioningOption = None,
     calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
     image_size: SizeOption = None,
