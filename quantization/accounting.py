@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
 
 __all__ = ["Int8Demand", "int8_demand", "layer_macs"]
@@ -60,10 +61,6 @@ def _macs(module: nn.Module, layers: Mapping[str, nn.Module], image: Tensor) -> 
         layer.register_forward_hook(count(name, layer.weight))  # type: ignore[arg-type]
         for name, layer in layers.items()
     ]
-    try:
-        with torch.inference_mode():
-            module(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with attached(hooks), torch.inference_mode():
+        module(image)
     return macs

@@ -21,6 +21,7 @@ from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.files import write_json
 from tinyvit_edge.preprocessing import Preprocessing
 from tinyvit_edge.quantization.conditioning import apply_factors, factors_of
+from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.qdq import QuantParams
 from tinyvit_edge.quantization.ranges import METHODS, Histogram
@@ -311,13 +312,9 @@ def _observe(
 
     names = dict.fromkeys(name for name, _ in observers)
     handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                module(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.inference_mode():
+        for batch in batches:
+            module(batch)
 
 
 class _MinMax:

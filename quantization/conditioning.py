@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge.deployment import Attention, DeploymentForm, LinearStandardise, Mlp, Standardise
 from tinyvit_edge.errors import DataError, InputError
+from tinyvit_edge.quantization.hooks import attached
 
 __all__ = ["apply_factors", "conditioned_norms", "factors_of"]
 
@@ -79,13 +80,9 @@ def factors_of(module: nn.Module, batches: Iterable[Tensor], strength: float) ->
         site.norm.register_forward_hook(lambda _, __, out, name=site.name: watch(name, out))
         for site in sites
     ]
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                module(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.inference_mode():
+        for batch in batches:
+            module(batch)
     for name, peak in peaks.items():
         if not peak.isfinite().all():
             raise DataError(f"layer {name} gives values that are not finite on these images")

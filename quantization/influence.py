@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import QuantParams
 
 __all__ = ["Place", "logit_errors"]
@@ -62,23 +63,17 @@ def logit_errors(
             return layer.register_forward_pre_hook(lambda _, inputs: (watched(place, inputs[0]),))
         return layer.register_forward_hook(lambda _, __, output: watched(place, output))
 
-    handles = [attach(place) for place in candidates]
     generator = torch.Generator().manual_seed(0)
     images = 0
-    try:
+    with attached(attach(place) for place in candidates), torch.enable_grad():
         # few at a time: autograd keeps every activation until the backward pass
-        parts = (part for whole in batches for part in torch.split(whole, _AT_A_TIME))
-        for batch in parts:
-            with torch.enable_grad():
-                logits = module(batch.clone().requires_grad_())  # (B, classes)
-                signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
-                (logits * signs).sum().backward()
+        for batch in (part for whole in batches for part in torch.split(whole, _AT_A_TIME)):
+            logits = module(batch.clone().requires_grad_())  # (B, classes)
+            signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
+            (logits * signs).sum().backward()
             images += len(batch)
             if progress:
                 progress(len(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {place: (total / images).tolist() for place, total in errors.items()}
 
 

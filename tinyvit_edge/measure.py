@@ -10,6 +10,7 @@ from torch import nn
 
 from tinyvit_edge import metrics
 from tinyvit_edge.gates import Sensitivity
+from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
 from tinyvit_edge.report import Accuracy, Conversion, Int8, Quantization
 from tinyvit_edge.types import FloatArray
@@ -100,11 +101,8 @@ def sensitivity(
 
     layers = [m for m in program.module.modules() if isinstance(m, (DynamicLinear, StaticLayer))]
     hooks = [layer.register_forward_pre_hook(disturb) for layer in layers]
-    try:
+    with attached(hooks):
         moved = torch_logits(program.module, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return Sensitivity(
         rounding=rounding,
         sqnr_db=metrics.sqnr_db(logits, moved),
