@@ -35,7 +35,7 @@ lint: .venv/dev.stamp
 digits: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits train tinyvit_edge/weights/digits
 
-# Distils TinyViT-5M for Imagenette's ten classes: about five hours on two quiet cores. It can be
+# Distils TinyViT-5M for Imagenette's ten classes: some hours on a CPU. It can be
 # stopped at any time, and goes on where it was.
 STORE := out/imagenette-store
 STUDENT := out/imagenette-student/model

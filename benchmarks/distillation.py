@@ -93,17 +93,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "online": lambda views, _: _online(teacher, student.amp, views),
         "none": lambda _, __: uniform,
     }
-    batches = [list(range(i, i + args.batch)) for i in range(0, count, args.batch)]
-    views = source.views(0, args.size)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    shares: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(args.rounds + 1):
-        for name, targets in ways.items():
-            seconds, share = student.train(iter(loader(views, batches, 0)), targets)
-            if number:  # the first round warms up
-                rates[name].append(count / seconds)
-                shares[name].append(share)
-        print(f"round {number} of {args.rounds}", file=sys.stderr)
+    rates, shares = _alternate(args, student, source, ways)
     on_disk = sum(p.stat().st_size for p in store_path.rglob("*.bin"))
     # a seed, and an index and a probability of two bytes each
     formula = count * (4 + 4 * store.manifest.top_k)
@@ -126,6 +116,25 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "store_bytes": on_disk,
         "store_over_formula": round(on_disk / formula, 5),
     }
+
+
+def _alternate(
+    args: argparse.Namespace, student: _Student, source: StoreSource, ways: dict[str, Targets]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Images a second, and the share of a step that targets take: a value a round, by way."""
+    count = args.batch * args.steps
+    batches = [list(range(i, i + args.batch)) for i in range(0, count, args.batch)]
+    views = source.views(0, args.size)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    shares: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(args.rounds + 1):
+        for name, targets in ways.items():
+            seconds, share = student.train(iter(loader(views, batches, 0)), targets)
+            if number:  # the first round warms up
+                rates[name].append(count / seconds)
+                shares[name].append(share)
+        print(f"round {number} of {args.rounds}", file=sys.stderr)
+    return rates, shares
 
 
 class _Student:

@@ -42,7 +42,7 @@ __all__ = [
 AUTO = "auto"
 
 _SCHEMA_VERSION = 2
-_JUDGED = 32  # images on which the rules of "auto" are compared; more change hardly a choice
+_JUDGED = 32  # images on which "auto" compares the rules: a backward pass each, and dear
 _DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError, InputError)
 
 

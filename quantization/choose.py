@@ -6,7 +6,7 @@ the same folder: neither may be what the artifact is reported on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import Checkpoint
     from tinyvit_edge.console import QuietDisplay
 
-__all__ = ["ChooseRequest", "choose", "sensitivities"]
+__all__ = ["ChooseRequest", "calibration_for", "choose", "refuse_both", "sensitivities"]
 
 _FEW = 32
 _PROBES = 16
@@ -80,16 +80,10 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
     """
     everything = _scan(request.photos, checkpoint.labels, display)
     photos = everything.subset(request.images)
-    if len(photos) < _FEW:
-        display.say(
-            f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
-            f"ranges are better from {_FEW} or more"
-        )
     held_out = _rest(everything, photos, request, display) if request.mixed else None
-    form, batches = _prepared(checkpoint, photos)
-    with display.track("calibrate", request.options.work(len(photos))) as advance:
-        found = calibrate(form, batches, request.options, progress=advance)
-    found = replace(found, photos_sha256=fingerprint(photos))
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    batches = _batches(checkpoint, photos)
+    found = _ranges(form, photos, batches, request, display)
     if request.mixed is None or held_out is None:
         return found
     layers = _measure(form, request.mixed, found, batches, display)
@@ -98,15 +92,80 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
 
 
 def sensitivities(
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    precision: Precision,
-    photos: Path,
-    display: QuietDisplay,
+    checkpoint: Checkpoint, request: ChooseRequest, precision: Precision, display: QuietDisplay
 ) -> tuple[LayerSensitivity, ...]:
-    """Measure on a few photos what quantizing each layer costs, in the form's order."""
-    form, batches = _prepared(checkpoint, scan_folder(photos).subset(_PROBES))
-    return _measure(form, precision, calibration, batches, display)
+    """Calibrate, and measure what quantizing each layer costs, in the form's order.
+
+    The photos are those that the search for a mixed row measures on.
+
+    Raises:
+        DataError: an image cannot be read, or the model gives values that are not finite.
+    """
+    photos = scan_folder(request.photos).subset(request.images)
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    batches = _batches(checkpoint, photos)
+    found = _ranges(form, photos, batches, request, display)
+    return _measure(form, precision, found, batches, display)
+
+
+def calibration_for(
+    checkpoint: Checkpoint,
+    precisions: Collection[Precision],
+    *,
+    photos: ChooseRequest | None,
+    ranges: Path | None,
+    display: QuietDisplay,
+) -> Calibration | None:
+    """What some precisions need: from a file of ranges, or chosen on photos; None for none.
+
+    Raises:
+        DataError: see `choose`.
+        InputError: see `choose`; or the file's ranges are not of this checkpoint, or do not do
+            for one of the precisions.
+    """
+    wanted = [precision for precision in precisions if precision.calibrated]
+    if not wanted:
+        return None
+    if ranges is None:
+        assert photos is not None  # the callers refuse a request with neither, before any work
+        mixed = next((precision for precision in wanted if precision.mixed), None)
+        return choose(checkpoint, replace(photos, mixed=mixed), display)
+    found = Calibration.read(
+        ranges, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing
+    )
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    for precision in dict.fromkeys(wanted):
+        quantize(form, precision, calibration=found)  # refuses ranges that do not fit, now
+    return found
+
+
+def refuse_both(photos: Path | None, ranges: Path | None) -> None:
+    """Refuse photos and ranges together.
+
+    Raises:
+        InputError: both are given.
+    """
+    if photos is not None and ranges is not None:
+        raise InputError(
+            f"--calib {photos} and --calibration {ranges}: give photos or ranges, not both"
+        )
+
+
+def _ranges(
+    form: nn.Module,
+    photos: ImageDataset,
+    batches: Sequence[Tensor],
+    request: ChooseRequest,
+    display: QuietDisplay,
+) -> Calibration:
+    if len(photos) < _FEW:
+        display.say(
+            f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
+            f"ranges are better from {_FEW} or more"
+        )
+    with display.track("calibrate", request.options.work(len(photos))) as advance:
+        found = calibrate(form, batches, request.options, progress=advance)
+    return replace(found, photos_sha256=fingerprint(photos))
 
 
 def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDataset:
@@ -117,11 +176,6 @@ def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDa
         found = scan_folder(photos)
         display.say(f"note: {error}; these photos are used without labels")
         return found
-
-
-def _prepared(checkpoint: Checkpoint, photos: ImageDataset) -> tuple[nn.Module, list[Tensor]]:
-    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
-    return form, _batches(checkpoint, photos)
 
 
 def _batches(checkpoint: Checkpoint, photos: ImageDataset) -> list[Tensor]:

@@ -25,8 +25,6 @@ from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.report_table import SQNR_LIMIT_DB
 
-FLOAT = PRECISIONS["fp32"]
-
 __all__ = ["LayerSensitivity", "measure_layers", "ranked", "smallest_set"]
 
 
@@ -84,7 +82,7 @@ def measure_layers(
         images: normalised images (B, 3, S, S) float32; 16 in all tell the order.
         progress: called with 1 after each of the 2 n + 2 runs over the images.
     """
-    exact_form = quantize(form, FLOAT)
+    exact_form = quantize(form, PRECISIONS["fp32"])
     apply_factors(exact_form, calibration.factors)
     coarse_form = quantize(form, precision, calibration=replace(calibration, left_float={}))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyvit_edge.cli_common import (
+    CalibImagesOption,
     DataOption,
     JsonOption,
     LimitOption,
@@ -93,7 +94,7 @@ def deploy(
     parity_images: Annotated[
         int, typer.Option(min=1, help="Photos that conversion loss is measured on.")
     ] = 128,
-    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    calib_images: CalibImagesOption = 128,
     max_drop: MaxDropOption = 100 * MAX_DROP,
     image_size: SizeOption = None,
     preprocessing: PresetOption = None,

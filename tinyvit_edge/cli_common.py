@@ -12,6 +12,7 @@ import typer
 from tinyvit_edge.errors import InputError
 
 __all__ = [
+    "CalibImagesOption",
     "DataOption",
     "JsonOption",
     "LimitOption",
@@ -41,6 +42,9 @@ DataOption = Annotated[
 LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Use this many evenly spaced photos, not all."),
+]
+CalibImagesOption = Annotated[
+    int, typer.Option("--calib-images", min=1, help="Photos of --calib that ranges come from.")
 ]
 MaxDropOption = Annotated[
     float,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyvit_edge.cli_common import (
+    CalibImagesOption,
     JsonOption,
     LimitOption,
     MaxDropOption,
@@ -64,7 +65,7 @@ def ptq(
         Path | None, typer.Option(help="Photos to measure the quantization loss on.")
     ] = None,
     limit: LimitOption = None,
-    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    calib_images: CalibImagesOption = 128,
     image_size: SizeOption = None,
     preprocessing: PresetOption = None,
     json: JsonOption = None,
@@ -100,7 +101,7 @@ def sensitivity(
     precision: Annotated[str, typer.Option(help="A precision with ranges.")] = "w8a8",
     method: MethodOption = "auto",
     conditioning: ConditioningOption = None,
-    calib_images: Annotated[int, typer.Option(min=1, help="Photos of --calib to use.")] = 128,
+    calib_images: CalibImagesOption = 128,
     image_size: SizeOption = None,
     preprocessing: PresetOption = None,
     json: JsonOption = None,
@@ -110,7 +111,7 @@ def sensitivity(
     from tinyvit_edge.checkpoint import load_checkpoint
     from tinyvit_edge.console import make_display
     from tinyvit_edge.quantization.calibration import CalibrationOptions
-    from tinyvit_edge.quantization.choose import ChooseRequest, choose, sensitivities
+    from tinyvit_edge.quantization.choose import ChooseRequest, sensitivities
     from tinyvit_edge.quantization.ptq import calibrated_precision
 
     row = calibrated_precision(precision)
@@ -123,8 +124,7 @@ def sensitivity(
         images=calib_images,
         options=CalibrationOptions(method=method, strength=conditioning),
     )
-    found = choose(checkpoint, request, display)
-    layers = sensitivities(checkpoint, found, row, calib, display)
+    layers = sensitivities(checkpoint, request, row, display)
     if emit([layer.to_dict() for layer in layers], json):
         _print_layers(layers)
 

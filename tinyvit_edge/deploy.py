@@ -13,10 +13,9 @@ from typing import Literal
 from tinyvit_edge._version import __version__
 from tinyvit_edge.bench import ROUNDS, Entry, latency_notes, measure_latency, with_speedups
 from tinyvit_edge.build import Built, Cell, Source, build, goldens_of
-from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
+from tinyvit_edge.checkpoint import load_checkpoint
 from tinyvit_edge.console import QuietDisplay
 from tinyvit_edge.data import SAMPLE_SIZE, scan_folder
-from tinyvit_edge.deployment import deployment_form
 from tinyvit_edge.errors import InputError, TinyVitEdgeError
 from tinyvit_edge.evaluate import labels_of, reference_logits, reference_module, sample_images
 from tinyvit_edge.exporters import exporter, missing_packages
@@ -24,9 +23,7 @@ from tinyvit_edge.files import check_writable
 from tinyvit_edge.measure import accuracy
 from tinyvit_edge.parallel import run_parallel
 from tinyvit_edge.precision import MAX_DROP, parse_precisions
-from tinyvit_edge.quantization.calibration import Calibration
-from tinyvit_edge.quantization.choose import ChooseRequest, choose
-from tinyvit_edge.quantization.ptq import quantize
+from tinyvit_edge.quantization.choose import ChooseRequest, calibration_for, refuse_both
 from tinyvit_edge.report import ModelInfo, Report, Row, host_info, remove_report
 from tinyvit_edge.types import FloatArray
 from tinyvit_edge.verify import Comparison, Yardstick, compare_with, verify, with_latency
@@ -104,11 +101,7 @@ def plan(request: DeployRequest) -> tuple[tuple[Cell, ...], tuple[Row, ...]]:
 
 
 def _require_ranges(request: DeployRequest, cells: Sequence[Cell]) -> None:
-    if request.calib is not None and request.calibration is not None:
-        raise InputError(
-            f"--calib {request.calib} and --calibration {request.calibration}: "
-            "give photos or ranges, not both"
-        )
+    refuse_both(request.calib, request.calibration)
     if request.calib is None and request.calibration is None:
         for cell in cells:
             if cell.precision.calibrated:
@@ -168,7 +161,13 @@ def _prepare(
     dataset = scan_folder(request.data, checkpoint.labels)
     if request.limit is not None:
         dataset = dataset.subset(request.limit)
-    calibration = _calibration(request, checkpoint, cells, display)
+    calibration = calibration_for(
+        checkpoint,
+        [cell.precision for cell in cells],
+        photos=_photos(request),
+        ranges=request.calibration,
+        display=display,
+    )
     module = reference_module(checkpoint.model)
     with display.track("float32 reference", len(dataset)) as advance:
         logits = reference_logits(module, dataset, checkpoint.preprocessing, progress=advance)
@@ -187,30 +186,12 @@ def _prepare(
     )
 
 
-def _calibration(
-    request: DeployRequest, checkpoint: Checkpoint, cells: Sequence[Cell], display: QuietDisplay
-) -> Calibration | None:
-    if not any(cell.precision.calibrated for cell in cells):
+def _photos(request: DeployRequest) -> ChooseRequest | None:
+    if request.calib is None:
         return None
-    if request.calibration is not None:
-        found = Calibration.read(
-            request.calibration,
-            weights_sha256=checkpoint.sha256,
-            preprocessing=checkpoint.preprocessing,
-        )
-        form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
-        for precision in {cell.precision for cell in cells if cell.precision.calibrated}:
-            quantize(form, precision, calibration=found)  # refuses ranges that do not fit, now
-        return found
-    assert request.calib is not None  # `plan` asks for one of the two
-    mixed = next((cell.precision for cell in cells if cell.precision.mixed), None)
-    asked = ChooseRequest(
-        photos=request.calib,
-        images=request.calib_images,
-        mixed=mixed,
-        max_drop=request.max_drop,
+    return ChooseRequest(
+        photos=request.calib, images=request.calib_images, max_drop=request.max_drop
     )
-    return choose(checkpoint, asked, display)
 
 
 def _build_all(

@@ -19,7 +19,7 @@ from tinyvit_edge.exporters import exporter, require, require_precision
 from tinyvit_edge.files import check_writable, sha256_of, size_of
 from tinyvit_edge.precision import parse_precision
 from tinyvit_edge.quantization.calibration import Calibration
-from tinyvit_edge.quantization.choose import ChooseRequest, choose
+from tinyvit_edge.quantization.choose import ChooseRequest, calibration_for, refuse_both
 from tinyvit_edge.report import host_info
 from tinyvit_edge.worker import TargetProcess
 
@@ -125,11 +125,7 @@ def _cell(request: ExportRequest) -> Cell:
             f"--check-tflite is for 'onnx' at fp32 and fp16, not for {request.target!r} at "
             f"{precision.name}: onnx2tf's own int8 path does not take this model"
         )
-    if request.calib is not None and request.calibration is not None:
-        raise InputError(
-            f"--calib {request.calib} and --calibration {request.calibration}: "
-            "give photos or ranges, not both"
-        )
+    refuse_both(request.calib, request.calibration)
     return Cell(target=request.target, precision=precision, options=request.options)
 
 
@@ -140,16 +136,15 @@ def _calibration(
         if given := request.calib or request.calibration:
             display.say(f"note: {cell.precision.name} needs no ranges: {given} is not used")
         return None
-    if request.calibration is not None:
-        return Calibration.read(
-            request.calibration,
-            weights_sha256=checkpoint.sha256,
-            preprocessing=checkpoint.preprocessing,
-        )
-    if request.calib is None:
+    if request.calib is None and request.calibration is None:
         raise InputError(f"{cell.name} needs photos to calibrate on: give --calib DIR")
-    mixed = cell.precision if cell.precision.mixed else None
-    return choose(checkpoint, ChooseRequest(photos=request.calib, mixed=mixed), display)
+    return calibration_for(
+        checkpoint,
+        [cell.precision],
+        photos=None if request.calib is None else ChooseRequest(photos=request.calib),
+        ranges=request.calibration,
+        display=display,
+    )
 
 
 def _check_tflite(artifact: Path, source: Source) -> dict[str, Any]:
