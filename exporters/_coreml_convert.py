@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge._version import __version__
 from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.exporters._coreml_coded import register_coded_weights
 from tinyvit_edge.exporters._mlprogram_package import METADATA, proto, write_package
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter
 from tinyvit_edge.program import INPUT_NAME, OUTPUT_NAME
@@ -125,6 +126,8 @@ def _convert(program: Program, scratch: Path, *, classifier: bool, target: str) 
     else:
         image = ct.TensorType(name=INPUT_NAME, shape=shape, dtype=np.float32)
         exported = program.exported()
+    if program.precision.coded:
+        register_coded_weights()
     half = program.precision.name != "fp32"
     return ct.convert(
         exported.run_decompositions({}),

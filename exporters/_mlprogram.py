@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from numpy.typing import NDArray
 
 from tinyvit_edge.errors import InputError
@@ -92,7 +93,7 @@ class MlProgram:
                     f"{self.path}: input {name!r} has shape {shape} and must have "
                     f"{declared.shape}; check the image size"
                 )
-            values[name] = torch.from_numpy(np.array(inputs[name], declared.dtype))
+            values[name] = _carried(torch.from_numpy(np.array(inputs[name], declared.dtype)))
         with torch.inference_mode():
             for operation in self.operations:
                 self._run(operation, values)
@@ -130,4 +131,9 @@ def _checked(value: Any, declared: TensorType | None) -> Any:
             f"it gives {value.dtype} of shape {tuple(value.shape)}, and {declared.dtype} of "
             f"shape {declared.shape} is declared"
         )
-    return value.half().float() if declared.dtype == "float16" else value
+    return _carried(value.half()) if declared.dtype == "float16" else value
+
+
+def _carried(value: Tensor) -> Tensor:
+    """A tensor as operators take it: float32 for every float type."""
+    return value.float() if value.dtype == torch.float16 else value

@@ -154,6 +154,8 @@ class _Reader:
             if declared is None or value.shape != declared.shape:
                 raise FormatError(f"operator {operation.type!r} gives {name} {value.shape}")
             self.constants[name] = value
+            if {"lut", "shape"} <= names.keys():  # iOS16 declares packed indices as bytes
+                self.stored[data] = f"uint{(len(arguments['lut']) - 1).bit_length()}"
             self.stored[name] = self.stored[data]
 
     def _bound(self, operation: Any, outputs: Mapping[str, TensorType | None]) -> Operation:

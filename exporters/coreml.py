@@ -37,7 +37,17 @@ Package = Literal["classifier", "tensor"]
 DeploymentTarget = Literal["iOS15", "iOS16", "iOS17", "iOS18"]
 
 _DYNAMIC = "Core ML has no operator that quantizes activations at run time"
-_STATIC = "Core ML quantizes activations from --deployment-target iOS17 on"
+_SYSTEMS: tuple[str, ...] = get_args(DeploymentTarget)
+_USUAL = "iOS17"
+# precision -> the first system that runs it, and what that brings
+_NEEDS = {
+    "w8a8": ("iOS17", "Core ML quantizes activations"),
+    "w8a8-mixed": ("iOS17", "Core ML quantizes activations"),
+    "w8": ("iOS16", "Core ML takes int8 weights"),
+    "w6-lut": ("iOS16", "Core ML takes weights from tables"),
+    "w4-lut": ("iOS16", "Core ML takes weights from tables"),
+    "w4g32": ("iOS18", "Core ML takes int4 weights"),
+}
 _PIXEL_TOLERANCE = 1e-2
 """Largest distance from a whole pixel value, in 0..255, that float32 rounding explains amply."""
 
@@ -53,8 +63,8 @@ class CoreMlExporter:
     package: Package = "classifier"
     """``classifier``: takes an RGB image, normalises it itself, gives the label, a dictionary of
     probabilities and the logits. ``tensor``: takes the normalised tensor, gives the logits."""
-    deployment_target: DeploymentTarget = "iOS17"
-    """Lowest system that runs the package. iOS18 is for compression that needs it."""
+    deployment_target: DeploymentTarget | None = None
+    """Lowest system that runs the package; None: iOS17, or iOS18 where the precision needs it."""
 
     name: ClassVar[str] = "coreml"
     artifact: ClassVar[str] = "model.mlpackage"
@@ -64,13 +74,13 @@ class CoreMlExporter:
     def __post_init__(self) -> None:
         for field, choices in (
             ("package", get_args(Package)),
-            ("deployment_target", get_args(DeploymentTarget)),
+            ("deployment_target", (*_SYSTEMS, None)),
         ):
             if getattr(self, field) not in choices:
                 option = f"--{field.replace('_', '-')}"
                 raise InputError(
                     f"coreml: {option} is {getattr(self, field)!r}; choose from "
-                    f"{', '.join(choices)}"
+                    f"{', '.join(filter(None, choices))}"
                 )
 
     @property
@@ -83,9 +93,15 @@ class CoreMlExporter:
     @property
     def unsupported(self) -> Mapping[str, str]:
         """Precision name -> reason."""
-        before_ios17 = self.deployment_target in ("iOS15", "iOS16")
-        static = dict.fromkeys(("w8a8", "w8a8-mixed"), _STATIC) if before_ios17 else {}
-        return {"w8-dynamic": _DYNAMIC, **static}
+        if self.deployment_target is None:
+            return {"w8-dynamic": _DYNAMIC}
+        given = _SYSTEMS.index(self.deployment_target)
+        too_old = {
+            name: f"{reason} from --deployment-target {needed} on"
+            for name, (needed, reason) in _NEEDS.items()
+            if given < _SYSTEMS.index(needed)
+        }
+        return {"w8-dynamic": _DYNAMIC, **too_old}
 
     @property
     def evaluation(self) -> Evaluation:
@@ -107,14 +123,16 @@ class CoreMlExporter:
         from tinyvit_edge.exporters._mlprogram_package import read_spec
 
         classifier = self.package == "classifier"
-        convert(program, path, classifier=classifier, target=self.deployment_target)
+        needed, _ = _NEEDS.get(program.precision.name, (_USUAL, ""))
+        system: str = self.deployment_target or max(needed, _USUAL, key=_SYSTEMS.index)
+        convert(program, path, classifier=classifier, target=system)
         self._check_stored(program, path)
         half = program.precision.name != "fp32"
         renamed = len(set(unique_labels(program.labels)) - set(program.labels))
         return Exported(
             details={
                 "package": self.package,
-                "deployment_target": self.deployment_target,
+                "deployment_target": system,
                 "compute_precision": "float16" if half else "float32",
                 **({"labels_made_unique": renamed} if classifier and renamed else {}),
             },
@@ -171,17 +189,28 @@ class CoreMlExporter:
     def _check_stored(self, program: Program, path: Path) -> None:
         from tinyvit_edge.exporters._mlprogram_audit import products
         from tinyvit_edge.exporters._mlprogram_reader import load_program
-        from tinyvit_edge.quantization.qdq import StaticLayer
+        from tinyvit_edge.quantization.coded import CodedLayer
+        from tinyvit_edge.quantization.qdq import StaticLayer, WeightOnlyLayer
 
-        quantized = sum(isinstance(layer, StaticLayer) for layer in program.module.modules())
+        precision, kinds = program.precision, (CodedLayer, StaticLayer, WeightOnlyLayer)
+        quantized = sum(isinstance(layer, kinds) for layer in program.module.modules())
         layers = [item for item in products(load_program(path)) if item.type in ("conv", "linear")]
-        saved = sum(layer.int8 for layer in layers)
-        rest = "float32" if program.precision.name == "fp32" else "float16"
-        wrong = [layer.name for layer in layers if not layer.int8 and layer.weight_dtype != rest]
+        integer = [
+            layer
+            for layer in layers
+            if layer.weight_dtype == precision.weights
+            and (layer.int8 or precision.activations != "static")
+        ]
+        saved = len(integer) if precision.quantized else 0
+        rest = "float32" if precision.name == "fp32" else "float16"
+        wrong = [
+            layer.name for layer in layers if layer not in integer and layer.weight_dtype != rest
+        ]
         if saved != quantized or wrong:
             raise ConversionError(
-                f"coreml at {program.precision.name}: the saved package has {saved} int8 layers "
-                f"of {quantized}, and {len(wrong)} others not in {rest}; check coremltools' version"
+                f"coreml at {precision.name}: the saved package has {saved} layers of "
+                f"{precision.weights} where {quantized} are due, and {len(wrong)} others not in "
+                f"{rest}; check coremltools' version"
             )
 
 

@@ -43,6 +43,7 @@ _ARITHMETIC = {
     "dynamic": "int8 in Linear layers, one run-time range per row; float32 elsewhere",
     "static": "int8 in Linear layers and convolutions; float32 elsewhere",
 }
+_NO_WEIGHT_ONLY = "XNNPACK has no float kernel that reads integer weights; see w8-dynamic and w8a8"
 _NO_INT8 = {
     "portable": "the runtime's wheel has no portable kernels for quantized operators",
     "coreml": "int8 for Core ML is the business of the coreml target",
@@ -82,7 +83,9 @@ class ExecuTorchExporter:
     def unsupported(self) -> Mapping[str, str]:
         """Only XNNPACK takes int8."""
         reason = _NO_INT8.get(self.delegate)
-        return dict.fromkeys(("w8-dynamic", "w8a8", "w8a8-mixed"), reason) if reason else {}
+        integer = ("w8-dynamic", "w8a8", "w8a8-mixed")
+        no_int8 = dict.fromkeys(integer, reason) if reason else {}
+        return no_int8 | dict.fromkeys(("w8", "w6-lut", "w4-lut", "w4g32"), _NO_WEIGHT_ONLY)
 
     @property
     def form(self) -> FormOptions:

@@ -6,6 +6,7 @@
                  kernels to compute in half.
 ``w8-dynamic``   DynamicQuantizeLinear and MatMulInteger for Linear layers; uint8 activations with
                  one range a tensor.
+``w8``           DequantizeLinear behind int8 weights; float32 arithmetic.
 ``w8a8``         QuantizeLinear and DequantizeLinear around Linear layers and convolutions; uint8
                  activations, int8 weights, float32 biases (the runtime quantizes those to int32).
 """
@@ -45,7 +46,10 @@ class OnnxExporter:
     name: ClassVar[str] = "onnx"
     artifact: ClassVar[str] = "model.onnx"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
-    unsupported: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("w6-lut", "w4-lut", "w4g32"),
+        "ONNX has no tables of weights, and ONNX Runtime no 4-bit weights of convolutions",
+    )
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True
     rounding: ClassVar[float] = 1e-6

@@ -2,7 +2,7 @@
 
 The converter makes the float graph and, at ``w8a8``, folds the quantize/dequantize pairs into
 integer kernels. What it does otherwise than the recipes say is put right in its file (see
-`tinyvit_edge.exporters._tflite_file`): operators that it quantized without being asked, the
+`tinyvit_edge.exporters._tflite_rewrites`): operators that it quantized without being asked, the
 float16 and run-time int8 storage, and the types and names of input and output.
 
 LiteRT's interpreter is the successor of ``tflite-runtime``, whose last release (2.14) is too old
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from tinyvit_edge.deployment import FormOptions
     from tinyvit_edge.exporters import Runner
+    from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
     from tinyvit_edge.program import Program
+    from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, WeightOnlyLayer
 
 __all__ = ["TfliteExporter", "delegation"]
 
@@ -49,7 +52,10 @@ class TfliteExporter:
     name: ClassVar[str] = "tflite"
     artifact: ClassVar[str] = "model.tflite"
     requires: ClassVar[tuple[str, ...]] = ("litert-torch", "ai-edge-litert")
-    unsupported: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("w6-lut", "w4-lut", "w4g32"),
+        "TFLite has no tables of weights, and no 4-bit weights with a scale a block",
+    )
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True
     rounding: ClassVar[float] = 1e-6
@@ -128,7 +134,7 @@ def delegation(path: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _convert(program: Program) -> bytes:
-    from torch import Tensor, nn
+    from torch import nn
 
     from tinyvit_edge.program import INPUT_NAME, OUTPUT_NAME
     from tinyvit_edge.quantization.qdq import dequantized
@@ -176,25 +182,24 @@ def _quantization_mode(program: Program) -> Any:
 
 
 def _apply_precision(model: Any, program: Program) -> None:
-    from tinyvit_edge.exporters import _tflite_file as tflite_file
-    from tinyvit_edge.quantization.qdq import DynamicLinear
+    from tinyvit_edge.exporters import _tflite_rewrites as rewrites
+    from tinyvit_edge.quantization.qdq import DynamicLinear, WeightOnlyLayer
 
-    if program.precision.weights == "float16":
-        tflite_file.store_half(model)
-    if program.precision.activations == "static":
-        tflite_file.restore_float_compute(model)
-        tflite_file.restore_float_io(model)
-    if program.precision.activations == "dynamic":
-        weights = {
-            name: (
-                layer.dequantized_weight().numpy(),
-                layer.weight.numpy(),
-                layer.weight_scale.numpy(),
-            )
-            for name, layer in program.module.named_modules()
-            if isinstance(layer, DynamicLinear)
-        }
-        tflite_file.quantize_fully_connected(model, weights)
+    precision = program.precision
+    if precision.weights == "float16":
+        rewrites.store_half(model)
+    if precision.activations == "static":
+        rewrites.restore_float_compute(model)
+        rewrites.restore_float_io(model)
+    weights = {
+        name: _integer_weight(layer)
+        for name, layer in program.module.named_modules()
+        if isinstance(layer, (DynamicLinear, WeightOnlyLayer))
+    }
+    if precision.activations == "dynamic":
+        rewrites.quantize_fully_connected(model, weights)
+    elif precision.weight_only:
+        rewrites.store_int8(model, weights)
 
 
 def _check(model: Any, program: Program) -> None:
@@ -210,29 +215,47 @@ def _check(model: Any, program: Program) -> None:
         )
     integer = tflite_file.integer_weights(model)
     for name, layer in program.module.named_modules():
-        if isinstance(layer, StaticLayer) and _file_weight(layer) not in integer:
+        if isinstance(layer, StaticLayer) and _integers(layer).tobytes() not in integer:
             raise ConversionError(
                 f"layer {name}: the TFLite converter did not make it an integer kernel of the "
                 "weights that the recipe chose"
             )
 
 
-def _file_weight(layer: Any) -> bytes:
-    """A static layer's int8 weight in the order of the file.
-
-    Convolution (out, kh, kw, in), depthwise (1, kh, kw, out), Linear (out, in).
-    """
+def _integers(layer: StaticLayer) -> NDArray[np.int8]:
+    """A static layer's int8 weight in the order of the file."""
     import torch
 
-    scale = layer.weight_scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     weight = layer.weight
     if weight.is_floating_point():
+        scale = layer.weight_scale.reshape(-1, *[1] * (weight.ndim - 1))
         weight = torch.round(weight / scale).to(torch.int8)
-    if weight.ndim == 4:
-        depthwise = layer.conv[-1] > 1  # groups
-        weight = weight.permute(1, 2, 3, 0) if depthwise else weight.permute(0, 2, 3, 1)
-    content: bytes = weight.numpy().tobytes()
-    return content
+    return _file_order(weight, layer.conv)
+
+
+def _integer_weight(layer: DynamicLinear | WeightOnlyLayer) -> IntegerWeight:
+    from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
+    from tinyvit_edge.quantization.qdq import WeightOnlyLayer
+
+    conv = layer.conv if isinstance(layer, WeightOnlyLayer) else None
+    return IntegerWeight(
+        real=_file_order(layer.dequantized_weight(), conv),
+        integers=_file_order(layer.weight, conv),
+        scale=layer.weight_scale.numpy(),
+        axis=3 if _is_depthwise(conv) else 0,
+    )
+
+
+def _file_order(weight: Tensor, conv: tuple[Any, ...] | None) -> NDArray[Any]:
+    """Convolution (out, kh, kw, in), depthwise (1, kh, kw, out), Linear (out, in)."""
+    if conv is not None:
+        weight = weight.permute(1, 2, 3, 0) if _is_depthwise(conv) else weight.permute(0, 2, 3, 1)
+    ordered: NDArray[Any] = weight.contiguous().numpy()
+    return ordered
+
+
+def _is_depthwise(conv: tuple[Any, ...] | None) -> bool:
+    return conv is not None and conv[-1] > 1  # groups
 
 
 def _describe(model: Any, program: Program) -> None:

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tinyvit_edge.quantization.coded import CodedLayer
 from tinyvit_edge.quantization.hooks import attached
-from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
+from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, WeightOnlyLayer
 
-__all__ = ["Int8Demand", "int8_demand", "layer_macs"]
+__all__ = ["IntegerDemand", "integer_demand", "layer_macs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int8Demand:
-    """Work that a program wants done in int8."""
+class IntegerDemand:
+    """What a program wants stored and computed in integers."""
 
-    weight_bytes: int
-    """Elements of all int8 weights, a byte each."""
-    macs: int
-    """Multiply-accumulates of the layers that have them, for one image."""
+    weight_bytes: Mapping[str, int]
+    """Bytes of all integer weights by type (``int8``, ``uint4``, …)."""
+    int8_macs: int
+    """Multiply-accumulates of the layers whose inputs are 8-bit, too, for one image."""
 
 
-def int8_demand(module: nn.Module, image: Tensor) -> Int8Demand:
-    """Count the int8 weights of a quantized module, and the work they do on one image."""
-    layers = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, (DynamicLinear, StaticLayer))
-    }
-    return Int8Demand(
-        weight_bytes=sum(layer.weight.numel() for layer in layers.values()),
-        macs=sum(_macs(module, layers, image).values()),
+def integer_demand(module: nn.Module, image: Tensor) -> IntegerDemand:
+    """Count the integer weights of a quantized module, and the work they do on one image."""
+    weight_bytes: Counter[str] = Counter()
+    integer_inputs = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, CodedLayer):
+            kind = "int" if layer.table is None else "uint"
+            weight_bytes[f"{kind}{layer.bits}"] += math.ceil(layer.codes.numel() * layer.bits / 8)
+        elif isinstance(layer, (DynamicLinear, StaticLayer, WeightOnlyLayer)):
+            weight_bytes["int8"] += layer.weight.numel()
+            if not isinstance(layer, WeightOnlyLayer):
+                integer_inputs[name] = layer
+    return IntegerDemand(
+        weight_bytes=dict(sorted(weight_bytes.items())),
+        int8_macs=sum(_macs(module, integer_inputs, image).values()),
     )
 
 

@@ -43,6 +43,7 @@ AUTO = "auto"
 
 _SCHEMA_VERSION = 2
 _JUDGED = 32  # images on which "auto" compares the rules: a backward pass each, and dear
+_LEAST_CODED = 2048  # weights of a layer; coremltools' own tools start here, too
 _DAMAGE = (OSError, AttributeError, LookupError, TypeError, ValueError, InputError)
 
 
@@ -165,12 +166,23 @@ def quantizable(
 ) -> dict[str, nn.Linear | nn.Conv2d]:
     """Layers of a deployment form that can be quantized, by name; those of one precision."""
     kinds = ("linear", "conv") if precision is None else precision.layers
-    return {
+    layers = {
         name: layer
         for name, layer in module.named_modules()
         if (isinstance(layer, nn.Linear) and "linear" in kinds)
         or (isinstance(layer, nn.Conv2d) and "conv" in kinds)
     }
+    if precision is None or not precision.coded:
+        return layers
+    return {name: layer for name, layer in layers.items() if _codable(layer, precision)}
+
+
+def _codable(layer: nn.Linear | nn.Conv2d, precision: Precision) -> bool:
+    """Whether few bits pay: a depthwise kernel has fewer weights than a table has entries."""
+    weight = layer.weight
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    divides = weight.shape[1] % (precision.block or 1) == 0
+    return not depthwise and divides and weight.numel() >= _LEAST_CODED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""From a folder of photos to a calibration: ranges, and the layers that ``-mixed`` rows leave out.
+"""From a folder of photos to what precisions need of it: ranges, the layers that ``-mixed`` rows
+leave out, and the moments that weights of few bits are rounded by.
 
 The photos that ranges come from are not those that the loss is measured on, though both come from
 the same folder: neither may be what the artifact is reported on.
@@ -6,7 +7,7 @@ the same folder: neither may be what the artifact is reported on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from tinyvit_edge.quantization.calibration import (
     evenly,
     quantizable,
 )
+from tinyvit_edge.quantization.moments import Moments, collect_moments
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.sensitivity import (
     LayerSensitivity,
@@ -46,7 +48,14 @@ if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import Checkpoint
     from tinyvit_edge.console import QuietDisplay
 
-__all__ = ["ChooseRequest", "calibration_for", "choose", "refuse_both", "sensitivities"]
+__all__ = [
+    "ChooseRequest",
+    "calibration_for",
+    "choose",
+    "moments_for",
+    "refuse_both",
+    "sensitivities",
+]
 
 _FEW = 32
 _PROBES = 16
@@ -139,6 +148,35 @@ def calibration_for(
     return found
 
 
+def moments_for(
+    checkpoint: Checkpoint,
+    precisions: Collection[Precision],
+    *,
+    photos: ChooseRequest | None,
+    display: QuietDisplay,
+) -> Moments | None:
+    """What precisions with weights of few bits need of photos; None where there is none such.
+
+    Raises:
+        DataError: an image cannot be read, or the model gives values that are not finite.
+        InputError: there are no photos.
+    """
+    wanted = [precision for precision in precisions if precision.coded]
+    if not wanted:
+        return None
+    if photos is None:
+        raise InputError(
+            f"{wanted[0].name} rounds weights by what photos do, not by ranges: give --calib DIR"
+        )
+    dataset = scan_folder(photos.photos).subset(photos.images)
+    _warn_of_few(dataset, display)
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    names = {name for precision in wanted for name in quantizable(form, precision)}
+    with display.track("moments of layers' inputs", len(dataset)) as advance:
+        layers = collect_moments(form, sorted(names), _told(checkpoint, dataset, advance))
+    return Moments(layers=layers, images=len(dataset), photos_sha256=fingerprint(dataset))
+
+
 def refuse_both(photos: Path | None, ranges: Path | None) -> None:
     """Refuse photos and ranges together.
 
@@ -158,14 +196,18 @@ def _ranges(
     request: ChooseRequest,
     display: QuietDisplay,
 ) -> Calibration:
-    if len(photos) < _FEW:
-        display.say(
-            f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
-            f"ranges are better from {_FEW} or more"
-        )
+    _warn_of_few(photos, display)
     with display.track("calibrate", request.options.work(len(photos))) as advance:
         found = calibrate(form, batches, request.options, progress=advance)
     return replace(found, photos_sha256=fingerprint(photos))
+
+
+def _warn_of_few(photos: ImageDataset, display: QuietDisplay) -> None:
+    if len(photos) < _FEW:
+        display.say(
+            f"warning: {photos.root} has {len(photos)} photos to calibrate on; "
+            f"{_FEW} or more are better"
+        )
 
 
 def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDataset:
@@ -181,6 +223,14 @@ def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDa
 def _batches(checkpoint: Checkpoint, photos: ImageDataset) -> list[Tensor]:
     batches = load_batches(photos, checkpoint.preprocessing, BATCH_SIZE)
     return [torch.from_numpy(images) for images, _ in batches]
+
+
+def _told(
+    checkpoint: Checkpoint, photos: ImageDataset, progress: Callable[[int], None]
+) -> Iterator[Tensor]:
+    for images, _ in load_batches(photos, checkpoint.preprocessing, BATCH_SIZE):
+        yield torch.from_numpy(images)
+        progress(len(images))
 
 
 def _rest(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,14 @@ from tinyvit_edge.data import SAMPLE_SIZE
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
 from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, quantizable
+from tinyvit_edge.quantization.coded import Coded, CodedLayer
 from tinyvit_edge.quantization.conditioning import apply_factors
-from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, replace_layers
+from tinyvit_edge.quantization.qdq import (
+    DynamicLinear,
+    StaticLayer,
+    WeightOnlyLayer,
+    replace_layers,
+)
 
 if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import Checkpoint
@@ -53,6 +59,7 @@ def quantize(
     precision: Precision,
     *,
     calibration: Calibration | None = None,
+    coded: Mapping[str, Coded] | None = None,
     dynamic_range: Literal["token", "tensor"] = "token",
     requantize_weights: bool = False,
 ) -> nn.Module:
@@ -63,18 +70,21 @@ def quantize(
         precision: the row to apply. ``fp32`` gives a plain copy, ``fp16`` one whose weights are
             rounded to half precision and stored as float32.
         calibration: ranges from `calibrate`; needed where ``precision.calibrated``.
+        coded: weights from `round_weights`; needed where ``precision.coded``.
         dynamic_range: what one run-time range covers, for ``-dynamic`` rows.
         requantize_weights: give the graph float weights on the int8 grid and a quantize
             operator, for converters that fold the two themselves.
 
     Raises:
-        InputError: ranges are needed and missing, for all layers or for one.
+        InputError: ranges or rounded weights are needed and missing, for all layers or for one.
     """
     module = deepcopy(module)
     if precision.weights == "float16":
         return _round_to_half(module)
     if not precision.quantized:
         return module
+    if precision.coded:
+        return _with_codes(module, precision, coded)
     if precision.calibrated and calibration is None:
         raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
     if calibration is not None and precision.calibrated:
@@ -84,19 +94,39 @@ def quantize(
     def make(name: str, layer: nn.Module) -> nn.Module | None:
         if name not in names:
             return None
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        if precision.weight_only:
+            return WeightOnlyLayer(layer)
         if calibration is None or not precision.calibrated:
             assert isinstance(layer, nn.Linear)
             return DynamicLinear(layer, granularity=dynamic_range)
         if name not in calibration.layers:
             raise InputError(f"the calibration has no range for layer {name}: calibrate this model")
         ranges = calibration.layers[name]
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
         return StaticLayer(
             layer,
             input_params=ranges.input,
             output_params=ranges.output,
             requantize=requantize_weights,
         )
+
+    return replace_layers(module, make).eval()
+
+
+def _with_codes(
+    module: nn.Module, precision: Precision, coded: Mapping[str, Coded] | None
+) -> nn.Module:
+    layers, coded = quantizable(module, precision), coded or {}
+    for name in layers:
+        if name not in coded:
+            raise InputError(
+                f"precision {precision.name!r} lacks rounded weights of {name}: give --calib"
+            )
+
+    def make(name: str, _: nn.Module) -> nn.Module | None:
+        if name not in layers:
+            return None
+        return CodedLayer(layers[name], coded[name], bits=precision.bits)
 
     return replace_layers(module, make).eval()
 

@@ -24,7 +24,10 @@ __all__ = [
     "DynamicLinear",
     "QuantParams",
     "StaticLayer",
+    "WeightOnlyLayer",
     "dequantized",
+    "geometry",
+    "product",
     "quantize_weight",
 ]
 
@@ -93,6 +96,20 @@ def quantize_weight(weight: Tensor, *, least_scale: Tensor | None = None) -> tup
     return quantized.clamp(-_WEIGHT_MAX, _WEIGHT_MAX).to(torch.int8), scale
 
 
+def geometry(layer: nn.Linear | nn.Conv2d) -> tuple[Any, ...] | None:
+    """Stride, padding, dilation and groups of a convolution; None for a Linear."""
+    if isinstance(layer, nn.Linear):
+        return None
+    return (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor, conv: tuple[Any, ...] | None) -> Tensor:
+    """A Linear layer, or a convolution of that `geometry`."""
+    if conv is None:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, *conv)
+
+
 class _Int8Weight(nn.Module):
     """A layer's int8 weight, its scales and its float bias."""
 
@@ -149,19 +166,25 @@ class StaticLayer(_Int8Weight):
     ) -> None:
         super().__init__(layer, requantize=requantize, input_scale=input_params.scale)
         self.input_params, self.output_params = input_params, output_params
-        self.conv: tuple[Any, ...] | None = None
-        if isinstance(layer, nn.Conv2d):
-            self.conv = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.conv = geometry(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), or (B, in, H, W) to (B, out, H', W')."""
         x = self.input_params.dequantize(self.input_params.quantize(x))
-        weight = self.dequantized_weight()
-        if self.conv is None:
-            x = F.linear(x, weight, self.bias)
-        else:
-            x = F.conv2d(x, weight, self.bias, *self.conv)
+        x = product(x, self.dequantized_weight(), self.bias, self.conv)
         return self.output_params.dequantize(self.output_params.quantize(x))
+
+
+class WeightOnlyLayer(_Int8Weight):
+    """A Linear or convolution with int8 weights, computed in floating point."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__(layer, requantize=False)
+        self.conv = geometry(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), or (B, in, H, W) to (B, out, H', W')."""
+        return product(x, self.dequantized_weight(), self.bias, self.conv)
 
 
 class DynamicLinear(_Int8Weight):
@@ -188,10 +211,10 @@ class DynamicLinear(_Int8Weight):
 
 
 def dequantized(module: nn.Module) -> nn.Module:
-    """Copy a module, with each `DynamicLinear` as a float Linear of the same int8-grid weights.
+    """Copy a module, with float weights on the int8 grid where inputs are not statically int8.
 
-    For targets whose own tool makes the dynamic form from a float graph: quantizing these weights
-    per channel with scale max|w|/127 gives back the same integers and scales.
+    Each `DynamicLinear` and `WeightOnlyLayer` becomes a float layer, for targets whose converter
+    has to see one; the int8 weights are put in its place in the converted file.
     """
     from copy import deepcopy
 
@@ -199,13 +222,21 @@ def dequantized(module: nn.Module) -> nn.Module:
 
 
 def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
-    if not isinstance(layer, DynamicLinear):
+    if not isinstance(layer, (DynamicLinear, WeightOnlyLayer)):
         return None
     weight = layer.dequantized_weight()
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight.data.copy_(weight)
-    linear.bias.data.copy_(layer.bias)
-    return linear.requires_grad_(False)
+    made: nn.Linear | nn.Conv2d
+    if isinstance(layer, WeightOnlyLayer) and layer.conv is not None:
+        stride, padding, dilation, groups = layer.conv
+        out, inputs, height, width = weight.shape
+        kernel = (height, width)
+        made = nn.Conv2d(inputs * groups, out, kernel, stride, padding, dilation, groups)
+    else:
+        made = nn.Linear(weight.shape[1], weight.shape[0])
+    made.weight.data.copy_(weight)
+    assert made.bias is not None
+    made.bias.data.copy_(layer.bias)
+    return made.requires_grad_(False)
 
 
 def replace_layers(module: nn.Module, make: Any) -> nn.Module:

@@ -15,19 +15,28 @@ from torch import Tensor, nn
 
 import report_samples
 import timm_oracle as timm_oracle_module
+from deployment_samples import DEPLOYED_PRECISIONS, Deployed
 from tinyvit_edge.__main__ import main
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.compat import tolerate_torchvision
 from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.exporters import Exported
+from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.modeling import TinyVitForImageClassification
-from tinyvit_edge.precision import PRECISIONS
+from tinyvit_edge.precision import PRECISIONS, Precision
 from tinyvit_edge.preprocessing import preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, calibrate
+from tinyvit_edge.quantization.calibration import (
+    Calibration,
+    CalibrationOptions,
+    calibrate,
+    quantizable,
+)
+from tinyvit_edge.quantization.coded import Coded
+from tinyvit_edge.quantization.moments import Moments, collect_moments
 from tinyvit_edge.quantization.ptq import quantize
-from tinyvit_edge.report import Report, Row
+from tinyvit_edge.quantization.rounding import round_weights
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -129,6 +138,11 @@ def _calibrated(module: nn.Module, images: list[Tensor]) -> Calibration:
     return replace(found, left_float={names[0]: "a test", names[-2]: "a test"})
 
 
+def _rounded(module: nn.Module, precision: Precision, images: list[Tensor]) -> dict[str, Coded]:
+    found = collect_moments(module, quantizable(module, precision), images)
+    return round_weights(module, precision, Moments(layers=found, images=len(images[0])))
+
+
 def _quantized_program(
     model: TinyVitForImageClassification, precision: str, form: FormOptions
 ) -> Program:
@@ -140,6 +154,7 @@ def _quantized_program(
         float_module,
         row,
         calibration=_calibrated(float_module, [images]) if row.calibrated else None,
+        coded=_rounded(float_module, row, [images]) if row.coded else None,
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
     )
@@ -163,6 +178,12 @@ def quantized_program() -> Callable[..., Program]:
 def calibrated() -> Callable[[nn.Module, list[Tensor]], Calibration]:
     """`calibrated(form, batches)`: ranges, factors of every norm, and two layers left out."""
     return _calibrated
+
+
+@pytest.fixture(scope="session")
+def rounded() -> Callable[[nn.Module, Precision, list[Tensor]], dict[str, Coded]]:
+    """`rounded(form, precision, batches)`: the weights of a precision with few bits."""
+    return _rounded
 
 
 @pytest.fixture(scope="session")
@@ -219,13 +240,11 @@ class TfliteArtifact:
 
 @pytest.fixture(scope="session")
 def tflite_programs() -> dict[str, Program]:
-    """A program of each precision, in the form that TFLite wants.
+    """A program of each precision that TFLite takes, in the form that it wants.
 
     Of two stages, because the converter's time grows with the graph: `small_model` takes more
     than twice as long. Windows of 3 on 8 x 8 tokens take the padded path too.
     """
-    from tinyvit_edge.exporters.tflite import TfliteExporter
-
     config = TinyVitConfig(
         image_size=64,
         hidden_sizes=[16, 32],
@@ -237,7 +256,9 @@ def tflite_programs() -> dict[str, Program]:
     model, form = _randomise(TinyVitForImageClassification(config)), TfliteExporter().form
     labels = tuple(f"clåss {i}" for i in range(config.num_labels))
     return {
-        name: replace(_quantized_program(model, name, form), labels=labels) for name in PRECISIONS
+        name: replace(_quantized_program(model, name, form), labels=labels)
+        for name in PRECISIONS
+        if name not in TfliteExporter.unsupported
     }
 
 
@@ -247,7 +268,6 @@ def tflite_artifacts(
 ) -> Callable[[str], TfliteArtifact]:
     """`tflite_artifacts(precision)`: that one of `tflite_programs`, exported once."""
     from tinyvit_edge.exporters import _tflite_file
-    from tinyvit_edge.exporters.tflite import TfliteExporter
 
     made: dict[str, TfliteArtifact] = {}
     folder = tmp_path_factory.mktemp("tflite")
@@ -279,19 +299,6 @@ def digits_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Deployed:
-    """One `deploy` of the digits to every target at every precision."""
-
-    out: Path
-    report: Report
-
-    def row(self, target: str, precision: str) -> Row:
-        """The row of one cell."""
-        cells = {(row.target, row.precision): row for row in self.report.rows}
-        return cells[target, precision]
-
-
 @pytest.fixture(scope="session")
 def deployed(digits_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     """The bundled weights, deployed once for all tests that look at bundles and reports."""
@@ -305,7 +312,7 @@ def deployed(digits_images: Path, tmp_path_factory: pytest.TempPathFactory) -> D
         data=digits_images / "heldout",
         calib=digits_images / "train",
         targets=tuple(TARGETS),
-        precisions=tuple(PRECISIONS),
+        precisions=DEPLOYED_PRECISIONS,
         out=out,
         runs=10,
         limit=100,

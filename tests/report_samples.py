@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tinyvit_edge.host import host_info
 from tinyvit_edge.report import (
     Accuracy,
     Conversion,
@@ -18,7 +19,6 @@ from tinyvit_edge.report import (
     Quantization,
     Report,
     Row,
-    host_info,
     render_table,
 )
 

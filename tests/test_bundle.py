@@ -66,6 +66,7 @@ def write(small_program: Callable[..., Program], tmp_path: Path) -> Callable[...
             "audit": Audit(weight_bytes={"int8": 5, "float32": 8}, int8_macs=3, total_macs=4),
             "options": {"opset": 21},
             "calibration": CALIBRATION,
+            "moments": None,
             "goldens": make_goldens(),
             "source": {"checkpoint": "digits", "sha256": "ab" * 32},
             "command": ("tinyvit-edge", "deploy"),

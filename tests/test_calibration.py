@@ -95,7 +95,25 @@ def test_quantizable_follows_the_precision(float_form: nn.Module) -> None:
         "w8-dynamic": {nn.Linear},
         "w8a8": {nn.Linear, nn.Conv2d},
         "w8a8-mixed": {nn.Linear, nn.Conv2d},
+        "w8": {nn.Linear, nn.Conv2d},
+        "w6-lut": {nn.Linear, nn.Conv2d},
+        "w4-lut": {nn.Linear, nn.Conv2d},
+        "w4g32": {nn.Linear, nn.Conv2d},
     }
+
+
+def test_few_bits_are_for_layers_that_have_many_weights(float_form: nn.Module) -> None:
+    """Oracle: the shapes: no depthwise convolution, 2048 weights or more, whole blocks."""
+    every = quantizable(float_form)
+    for name in ("w6-lut", "w4-lut", "w4g32"):
+        row = PRECISIONS[name]
+        taken = quantizable(float_form, row)
+        for layer_name, layer in every.items():
+            depthwise = layer.weight.ndim == 4 and layer.weight.shape[1] == 1
+            whole = layer.weight.shape[1] % 32 == 0 or row.block is None
+            big = layer.weight.numel() >= 2048
+            assert (layer_name in taken) == (big and whole and not depthwise)
+        assert 0 < len(taken) < len(every)
 
 
 @pytest.mark.parametrize("method", ["min-max", "mse", "auto"])

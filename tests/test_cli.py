@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deployment_samples import DEPLOYED_PRECISIONS
 from tinyvit_edge.bundle import read_bundle
 from tinyvit_edge.checkpoint import export_state_dict, load_checkpoint
-from tinyvit_edge.precision import PRECISIONS
 
 
 def refused(outcome, code: int, *words: str) -> None:
@@ -324,7 +324,7 @@ def test_report_shows_a_run_again(cli, deployed, tmp_path):
     page = tmp_path / "page.html"
     code, out, _ = cli("report", deployed.out, "--markdown", "--html", page)
     assert code == deployed.report.exit_code
-    assert out.count("| onnx") == len(PRECISIONS)
+    assert out.count("| onnx") == len(DEPLOYED_PRECISIONS)
     assert page.read_text().startswith("<!")
 
 

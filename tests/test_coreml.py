@@ -31,7 +31,7 @@ from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, normalise, preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.accounting import int8_demand
+from tinyvit_edge.quantization.accounting import integer_demand
 from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.variants import config_for
@@ -48,7 +48,16 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 # dB against program.module. Around the int8 layers of w8a8 the program computes in float16, and
 # single values fall to the next int8 step: noise of float16's size on the image moves the module
 # of a model with random weights by as much (28 dB)
-LOWEST_SQNR = {"fp32": 90.0, "fp16": 35.0, "w8a8": 25.0, "w8a8-mixed": 25.0}
+LOWEST_SQNR = {
+    "fp32": 90.0,
+    "fp16": 35.0,
+    "w8a8": 25.0,
+    "w8a8-mixed": 25.0,
+    "w8": 35.0,
+    "w6-lut": 35.0,
+    "w4-lut": 35.0,
+    "w4g32": 35.0,
+}
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,9 @@ def test_package_describes_itself(classifier: Saved) -> None:
     assert spec.description.metadata.shortDescription
     image = spec.description.input[0].type.imageType
     assert (image.width, image.height) == (64, 64)
-    assert classifier.exported.details["deployment_target"] == "iOS17"
-    assert spec.specificationVersion == 8  # iOS17
+    system, version = ("iOS18", 9) if program.precision.name == "w4g32" else ("iOS17", 8)
+    assert classifier.exported.details["deployment_target"] == system
+    assert spec.specificationVersion == version
 
 
 def test_audit_counts_what_torch_counts(classifier: Saved) -> None:
@@ -157,12 +167,16 @@ def test_audit_counts_what_torch_counts(classifier: Saved) -> None:
     attention = sum(count for operator, count in flops.items() if "bmm" in str(operator))
     audit = CLASSIFIER.audit(classifier.path)
     assert audit.total_macs == total // 2
-    if classifier.program.precision.quantized:
-        if not classifier.program.precision.mixed:
+    row = classifier.program.precision
+    if row.quantized:
+        if row.calibrated and not row.mixed:
             assert audit.int8_macs == (total - attention) // 2
-        demand = int8_demand(module, torch.from_numpy(classifier.image))
-        assert (audit.weight_bytes["int8"], audit.int8_macs) == (demand.weight_bytes, demand.macs)
-        assert audit.int8_weight_fraction > (0.7 if classifier.program.precision.mixed else 0.9)
+        demand = integer_demand(module, torch.from_numpy(classifier.image))
+        assert demand.weight_bytes.keys() == {row.weights}
+        assert audit.weight_bytes[row.weights] == demand.weight_bytes[row.weights]
+        assert audit.int8_macs == demand.int8_macs
+        if row.weights == "int8":
+            assert audit.int8_weight_fraction > (0.7 if row.mixed else 0.9)
     else:
         assert audit.int8_macs == 0
         wanted = "float16" if classifier.program.precision.name == "fp16" else "float32"
@@ -251,6 +265,9 @@ def test_unsupported_precisions_and_options_are_refused() -> None:
         require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8"])
     with pytest.raises(UnsupportedError, match="iOS17"):
         require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8-mixed"])
+    require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w4-lut"])
+    with pytest.raises(UnsupportedError, match="iOS18"):
+        require_precision(exporter("coreml", deployment_target="iOS17"), PRECISIONS["w4g32"])
     with pytest.raises(InputError, match=r"--deployment-target is 'iOS9'.*iOS15, iOS16"):
         exporter("coreml", deployment_target="iOS9")
     with pytest.raises(InputError, match=r"--package is 'image'.*classifier, tensor"):
@@ -321,6 +338,7 @@ def test_full_size(
     precision: str,
     randomise: Callable[..., Any],
     calibrated: Callable[..., Calibration],
+    rounded: Callable[..., Any],
     tmp_path: Path,
     sqnr_db: Sqnr,
 ) -> None:
@@ -332,8 +350,9 @@ def test_full_size(
     images = np.stack([normalise(image, preprocessing) for image in pixels])
     form, row = deployment_form(model), PRECISIONS[precision]
     ranges = calibrated(form, [torch.from_numpy(images)]) if row.calibrated else None
+    coded = rounded(form, row, [torch.from_numpy(images)]) if row.coded else None
     program = Program(
-        module=quantize(form, row, calibration=ranges),
+        module=quantize(form, row, calibration=ranges, coded=coded),
         precision=row,
         preprocessing=preprocessing,
         labels=imagenet_labels(),

@@ -12,6 +12,7 @@ import torch
 
 from tinyvit_edge.bundle import read_bundle
 from tinyvit_edge.console import QuietDisplay
+from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import TARGETS, exporter
 from tinyvit_edge.parity import check_goldens, check_photos
 from tinyvit_edge.precision import PRECISIONS
@@ -66,6 +67,23 @@ def test_a_wrong_weight_is_caught(bundle_copy, digits, digits_images, target, pr
     negate_layer(root, digits)
     assert "conversion SQNR" in failed(judge(root, digits_images))
     assert "SQNR against recorded logits" in failed(check_goldens(root))
+
+
+def test_weights_of_few_bits_are_judged_by_those_that_were_chosen(bundle_copy, digits_images):
+    """Oracles: the bundle as it was made; codes of the other sign; a file that is cut short."""
+    from safetensors.torch import load_file, save_file
+
+    root = bundle_copy("coreml", "w4g32")
+    path = root / read_bundle(root).manifest["rounding"]["file"]
+    assert failed(judge(root, digits_images)) == set()
+    tensors = load_file(path)
+    codes = tensors["stages.2.blocks.0.mlp.fc1.codes"]
+    codes.clamp_(-7, 7).neg_()
+    save_file(tensors, path)
+    assert "conversion SQNR" in failed(judge(root, digits_images))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"rounded\.safetensors: not readable"):
+        judge(root, digits_images)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deployment_samples import DEPLOYED_PRECISIONS
 from tinyvit_edge.bundle import read_bundle
 from tinyvit_edge.data import load_batches, scan_folder
 from tinyvit_edge.deploy import DeployRequest, deploy, plan
@@ -15,10 +18,15 @@ from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import TARGETS, exporter
 from tinyvit_edge.files import sha256_of, size_of
 from tinyvit_edge.precision import PRECISIONS
-from tinyvit_edge.report import read_report
+from tinyvit_edge.report import Row, read_report
+from tinyvit_edge.verify import Verified, disagreements
 
-CELLS = [(target, precision) for target in TARGETS for precision in PRECISIONS]
-REFUSED = {("coreml", "w8-dynamic")}
+CELLS = [(target, precision) for target in TARGETS for precision in DEPLOYED_PRECISIONS]
+REFUSED = {
+    ("coreml", "w8-dynamic"),
+    ("executorch", "w8"),
+    *((target, "w4g32") for target in ("onnx", "executorch", "tflite")),
+}
 BUILT = [cell for cell in CELLS if cell not in REFUSED]
 
 cell = pytest.mark.parametrize(("target", "precision"), BUILT)
@@ -62,6 +70,7 @@ def test_the_manifest_says_what_the_bundle_is(deployed, digits, target, precisio
     kind, shape = ("image", [64, 64, 3]) if target == "coreml" else ("tensor", [1, 3, 64, 64])
     assert (manifest["input"]["kind"], manifest["input"]["shape"]) == (kind, shape)
     assert (manifest["quantization"] is not None) == PRECISIONS[precision].calibrated
+    assert (manifest["rounding"] is not None) == PRECISIONS[precision].coded
 
 
 @cell
@@ -103,12 +112,33 @@ def test_int8_targets_agree_with_each_other(deployed, digits, digits_images):
     """Oracle: one quantized program, so the targets' accuracies are one image apart at most."""
     tops = [deployed.row(target, "w8a8").accuracy.top1 for target in TARGETS]
     assert max(tops) - min(tops) <= 0.01 + 1e-9
+    pairs = [one for one in deployed.report.disagreements if one.precision == "w8a8"]
+    assert {one.targets for one in pairs} == set(combinations(TARGETS, 2))
+    assert all(one.fraction <= 0.01 + 1e-9 and one.n == 100 for one in pairs)
+
+
+def test_disagreement_is_of_images_that_get_another_class():
+    """Oracle: classes written by hand, and a precision that only one target has."""
+    rows = [("onnx", "fp32"), ("onnx", "w8a8"), ("tflite", "w8a8"), ("coreml", "w8a8")]
+    classes = ([0, 0, 0, 0], [0, 1, 2, 3], [0, 1, 2, 0], [3, 2, 1, 0])
+    found = disagreements(
+        [
+            Verified(row=Row(target=t, precision=p, status="ok"), classes=np.array(c))
+            for (t, p), c in zip(rows, classes, strict=True)
+        ]
+    )
+    assert [(one.targets, one.fraction, one.n) for one in found] == [
+        (("onnx", "tflite"), 0.25, 4),
+        (("onnx", "coreml"), 1.0, 4),
+        (("tflite", "coreml"), 0.75, 4),
+    ]
+    assert {one.precision for one in found} == {"w8a8"}
 
 
 def test_latency_is_of_the_host_and_complete(deployed):
     """Oracle: order statistics, and that a real runtime ran."""
     for target in ("onnx", "executorch", "tflite"):
-        for precision in PRECISIONS:
+        for precision in ("fp32", "fp16", "w8-dynamic", "w8a8"):
             latency = deployed.row(target, precision).latency
             assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
             assert (latency.runs, latency.threads, latency.device_kind) == (10, 1, "host")
@@ -207,6 +237,14 @@ def test_a_calibrated_precision_needs_photos(tmp_path):
     )
     with pytest.raises(InputError, match="--calib"):
         plan(request)
+    # ranges do not say how to round weights
+    few_bits = replace(
+        request, targets=("coreml",), precisions=("w4-lut",), calibration=tmp_path / "ranges.json"
+    )
+    with pytest.raises(
+        InputError, match="coreml-w4-lut needs photos to calibrate on: give --calib"
+    ):
+        plan(few_bits)
 
 
 def test_the_reference_accuracy_is_of_the_same_images(deployed, digits, digits_images):

@@ -60,6 +60,18 @@ class _Said(QuietDisplay):
         self.lines.append(message)
 
 
+def test_weights_of_few_bits_need_photos(tmp_path: Path) -> None:
+    """Oracle: no photos, and ranges in their place; nothing is written."""
+    asked = request(tmp_path / "out", target="coreml", precision="w4-lut")
+    with pytest.raises(
+        InputError, match="coreml-w4-lut needs photos to calibrate on: give --calib"
+    ):
+        export(asked)
+    with pytest.raises(InputError, match="w4-lut rounds weights by what photos do, not by ranges"):
+        export(replace(asked, calibration=tmp_path / "ranges.json"))
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_photos_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
     """Oracle: fp32 has no ranges; the folder need not even exist."""
     display = _Said()

@@ -9,7 +9,7 @@ import pytest
 from tinyvit_edge.exporters import Audit
 from tinyvit_edge.gates import TOLERANCES, Sensitivity, judge, judge_coverage
 from tinyvit_edge.precision import PRECISIONS
-from tinyvit_edge.quantization.accounting import Int8Demand
+from tinyvit_edge.quantization.accounting import IntegerDemand
 from tinyvit_edge.report import Accuracy, Conversion, Gate, Quantization
 
 SQNR, AGREEMENT = "conversion SQNR", "conversion top-1 agreement"
@@ -21,6 +21,10 @@ BOUNDS = {
     "w8-dynamic": (30.0, 0.98, 0.005, 0.98),
     "w8a8": (30.0, 0.98, 0.01, 0.95),
     "w8a8-mixed": (30.0, 0.98, 0.005, 0.97),
+    "w8": (35.0, 0.99, 0.005, 0.99),
+    "w6-lut": (35.0, 0.99, 0.005, 0.98),
+    "w4-lut": (35.0, 0.99, 0.015, 0.93),
+    "w4g32": (35.0, 0.99, 0.015, 0.93),
 }
 SOUND = Conversion(sqnr_db=120.0, top1_agreement=1.0)
 SAME = Quantization(top1_agreement=1.0)
@@ -175,14 +179,27 @@ def test_coverage_is_all_that_the_program_asks(
     audit = Audit(
         weight_bytes={"int8": weight_bytes, "float32": 7}, int8_macs=macs, total_macs=10_000
     )
-    gates = judge_coverage(audit, Int8Demand(weight_bytes=1000, macs=5000))
+    gates = judge_coverage(audit, IntegerDemand(weight_bytes={"int8": 1000}, int8_macs=5000))
     assert [gate.name for gate in gates] == ["int8 weight bytes", "int8 multiply-accumulates"]
     assert tuple(gate.passed for gate in gates) == passed
     assert all(gate.reason for gate in gates)
 
 
+def test_coverage_of_weights_alone_asks_for_no_arithmetic() -> None:
+    """Oracle: 1000 bytes of a type of fewer bits, and one that another type cannot stand for."""
+    demand = IntegerDemand(weight_bytes={"uint4": 1000}, int8_macs=0)
+    for stored, passed in (
+        ({"uint4": 1000}, True),
+        ({"uint4": 999}, False),
+        ({"int8": 9e9}, False),
+    ):
+        audit = Audit(weight_bytes=stored, int8_macs=0, total_macs=10)
+        (gate,) = judge_coverage(audit, demand)
+        assert (gate.name, gate.passed) == ("uint4 weight bytes", passed)
+
+
 def test_coverage_of_a_file_without_int8_fails() -> None:
     """Oracle: an audit that names float types only."""
     audit = Audit(weight_bytes={"float32": 4000}, int8_macs=0, total_macs=10)
-    gates = judge_coverage(audit, Int8Demand(weight_bytes=1000, macs=5))
+    gates = judge_coverage(audit, IntegerDemand(weight_bytes={"int8": 1000}, int8_macs=5))
     assert not any(gate.passed for gate in gates)

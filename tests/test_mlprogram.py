@@ -24,6 +24,7 @@ from tinyvit_edge.exporters._quiet import quiet_converter
 with quiet_converter():
     ct = pytest.importorskip("coremltools")
     from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
@@ -220,6 +221,26 @@ def test_every_result_is_rounded_to_the_declared_half(tmp_path: Path) -> None:
     half, first, second = X.astype(np.float16), X[0].astype(np.float16), X[1].astype(np.float16)
     np.testing.assert_array_equal(result, half * first + second)
     assert np.abs(result - (X * X[0] + X[1])).max() > 1e-4
+
+
+def test_inputs_may_be_half(tmp_path: Path) -> None:
+    """Oracle: NumPy, on the input rounded to float16; the convolution has float16 weights."""
+    weight = np.arange(6, dtype=np.float16).reshape(2, 3, 1, 1) / 7
+
+    @mb.program(
+        input_specs=[mb.TensorSpec(shape=(1, 3, 4, 4), dtype=types.fp16)],
+        opset_version=ct.target.iOS17,
+    )
+    def program(x: Any) -> Any:
+        return mb.conv(x=x, weight=weight, bias=np.array([1, 2], np.float16))
+
+    path = _save(program, tmp_path / "half.mlpackage", ct.target.iOS17, True)
+    x = np.random.default_rng(3).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    (result,) = load_program(path)({"x": x}).values()
+    wanted = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0].astype(np.float32), x.astype(np.float16))
+    wanted += np.array([1, 2], np.float32)[:, None, None]
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_classify_gives_the_label_and_all_probabilities(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def _prune(model: Any) -> Any:
 # recipe -> (target, compression by coremltools.optimize, what the weights are stored in)
 RECIPES: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "w8_channel": (IOS16, lambda model: _quantize(model, "int8"), "int8"),
-    "palettized_6": (IOS16, lambda model: _palettize(model, nbits=6), "uint8"),
+    "palettized_6": (IOS16, lambda model: _palettize(model, nbits=6), "uint6"),
     "pruned": (IOS16, _prune, "float32"),
     "w8_channel_ios18": (IOS18, lambda model: _quantize(model, "int8"), "int8"),
     "w4_block": (

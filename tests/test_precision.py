@@ -20,7 +20,16 @@ def test_rows_mean_what_their_names_say() -> None:
         "w8-dynamic": (True, False, "int8", "dynamic", ("linear",)),
         "w8a8": (True, True, "int8", "static", ("linear", "conv")),
         "w8a8-mixed": (True, True, "int8", "static", ("linear", "conv")),
+        "w8": (True, False, "int8", "half", ("linear", "conv")),
+        "w6-lut": (True, False, "uint6", "half", ("linear", "conv")),
+        "w4-lut": (True, False, "uint4", "half", ("linear", "conv")),
+        "w4g32": (True, False, "int4", "half", ("linear", "conv")),
     }
+    rows = PRECISIONS.items()
+    assert [name for name, row in rows if row.coded] == ["w6-lut", "w4-lut", "w4g32"]
+    assert [name for name, row in rows if row.weight_only] == ["w8", "w6-lut", "w4-lut", "w4g32"]
+    assert [row.bits for row in PRECISIONS.values()] == [32, 16, 8, 8, 8, 8, 6, 4, 4]
+    assert {name: row.block for name, row in rows if row.block} == {"w4g32": 32}
     assert [name for name, row in PRECISIONS.items() if row.mixed] == ["w8a8-mixed"]
     assert all(row.name == name and row.meaning for name, row in PRECISIONS.items())
 

@@ -17,8 +17,9 @@ from tinyvit_edge.errors import InputError
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.program import Program, build_program
-from tinyvit_edge.quantization.accounting import int8_demand
+from tinyvit_edge.quantization.accounting import integer_demand
 from tinyvit_edge.quantization.calibration import Calibration, calibrate
+from tinyvit_edge.quantization.coded import Coded
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
 
@@ -33,13 +34,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_quantize_does_not_change_its_input(
-    float_form: nn.Module, calibration: Calibration
+    float_form: nn.Module,
+    calibration: Calibration,
+    rounded: Callable[..., dict[str, Coded]],
+    batches: list[Tensor],
 ) -> None:
     """Oracle: the state dict and module types from before."""
     state = deepcopy(float_form.state_dict())
     types = [type(m) for m in float_form.modules()]
     for row in PRECISIONS.values():
-        made = quantize(float_form, row, calibration=calibration)
+        coded = rounded(float_form, row, batches) if row.coded else None
+        made = quantize(float_form, row, calibration=calibration, coded=coded)
         assert made is not float_form
         for tensor in (*made.parameters(), *made.buffers()):
             tensor.data.fill_(1)
@@ -184,22 +189,41 @@ class _Small(nn.Module):
         return out
 
 
-def test_int8_demand_of_a_case_worked_out_by_hand() -> None:
+def test_integer_demand_of_a_case_worked_out_by_hand() -> None:
     """Oracle: 8 x 8 images, so 4 x 4 maps; every layer's sums and weights counted by hand."""
     module, image = _Small(), normal(1, 3, 8, 8)
     static = quantize(module, PRECISIONS["w8a8"], calibration=calibrate(module, [image]))
-    demand = int8_demand(static, image)
-    assert demand.weight_bytes == 4 * 27 + 4 * 9 + 5 * 4 + 2 * 5
-    assert demand.macs == 64 * 27 + 64 * 9 + 80 * 4 + 2 * 5
-    dynamic = int8_demand(quantize(module, PRECISIONS["w8-dynamic"]), image)
-    assert dynamic.weight_bytes == 5 * 4 + 2 * 5
-    assert dynamic.macs == 80 * 4 + 2 * 5
+    demand = integer_demand(static, image)
+    assert demand.weight_bytes == {"int8": 4 * 27 + 4 * 9 + 5 * 4 + 2 * 5}
+    assert demand.int8_macs == 64 * 27 + 64 * 9 + 80 * 4 + 2 * 5
+    dynamic = integer_demand(quantize(module, PRECISIONS["w8-dynamic"]), image)
+    assert dynamic.weight_bytes == {"int8": 5 * 4 + 2 * 5}
+    assert dynamic.int8_macs == 80 * 4 + 2 * 5
+    weights = integer_demand(quantize(module, PRECISIONS["w8"]), image)
+    assert (weights.weight_bytes, weights.int8_macs) == (demand.weight_bytes, 0)
     assert not any(m._forward_hooks for m in static.modules())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_float_modules_ask_for_no_int8(precision: str, small_program: MakeProgram) -> None:
+def test_float_modules_ask_for_no_integers(precision: str, small_program: MakeProgram) -> None:
     """Oracle: there is no quantized layer."""
     program = small_program(precision)
-    demand = int8_demand(program.module, program.example_input())
-    assert (demand.weight_bytes, demand.macs) == (0, 0)
+    demand = integer_demand(program.module, program.example_input())
+    assert (demand.weight_bytes, demand.int8_macs) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("w6-lut", "uint6"), ("w4-lut", "uint4"), ("w4g32", "int4")]
+)
+def test_few_bits_are_counted_in_whole_bytes_a_layer(
+    small_program: MakeProgram, name: str, dtype: str
+) -> None:
+    """Oracle: the number of codes in the module's own layers."""
+    program = small_program(name)
+    codes = [
+        tensor.numel() for key, tensor in program.module.named_buffers() if key.endswith("codes")
+    ]
+    bits = PRECISIONS[name].bits
+    demand = integer_demand(program.module, program.example_input())
+    assert demand.weight_bytes == {dtype: sum((count * bits + 7) // 8 for count in codes)}
+    assert demand.int8_macs == 0

@@ -15,13 +15,13 @@ import pytest
 
 import tinyvit_edge
 from tinyvit_edge.errors import InputError
+from tinyvit_edge.host import host_info
 from tinyvit_edge.report import (
     Conversion,
     Gate,
     Quantization,
     Report,
     Row,
-    host_info,
     read_report,
     write_report,
 )

@@ -12,16 +12,19 @@ from types import ModuleType
 import pytest
 
 import tinyvit_edge
+from tinyvit_edge.host import host_info
 from tinyvit_edge.report import (
     Accuracy,
+    Disagreement,
     Gate,
     Latency,
     ModelInfo,
-    host_info,
+    Report,
     render_markdown,
 )
 from tinyvit_edge.report_html import render_html
 from tinyvit_edge.report_plots import Bar, Point, bars, scatter, series_of
+from tinyvit_edge.report_table import agreement_lines
 
 ASSETS = Path(tinyvit_edge.__file__).parent / "assets"
 HOSTILE = '<script src="//x.test/a.js">"&\'</script>'
@@ -95,6 +98,34 @@ def test_markdown_is_a_table(samples: ModuleType) -> None:
     assert len(lines) == 2 + len(report.rows)
     assert lines[3].startswith("| onnx | w8a8 | ok <sup>1</sup> | 1.35 | 48.2 | 22.4 | 99.50 |")
     assert notes.splitlines()[-1] == r"6. failed: a\|b \<c\> d"
+
+
+def test_the_two_targets_that_differ_most_are_named(samples: ModuleType) -> None:
+    """Oracle: one pair at fp32, and the second of three at w8a8; JSON gives them back."""
+    pairs = [
+        ("fp32", ("onnx", "tflite"), 0.0),
+        ("w8a8", ("onnx", "tflite"), 0.005),
+        ("w8a8", ("onnx", "coreml"), 0.0125),
+        ("w8a8", ("tflite", "coreml"), 0.01),
+    ]
+    report = samples.report_of(
+        samples.made("onnx", "w8a8"),
+        disagreements=tuple(
+            Disagreement(precision=precision, targets=targets, fraction=fraction, n=400)
+            for precision, targets, fraction in pairs
+        ),
+    )
+    lines = [
+        "fp32: onnx and tflite choose different classes on 0.00 % of 400 images",
+        "w8a8: onnx and coreml choose different classes on 1.25 % of 400 images, and no two"
+        " targets on more",
+    ]
+    assert agreement_lines(report) == lines
+    assert render_markdown(report).splitlines()[-2:] == [f"- {line}" for line in lines]
+    for text in (samples.printed(report), render_html(report)):
+        assert all(line in text for line in lines)
+    assert Report.from_dict(report.to_dict()) == report
+    assert agreement_lines(samples.full_report()) == []
 
 
 # --- HTML ---

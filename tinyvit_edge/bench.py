@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyvit_edge.errors import TinyVitEdgeError
-from tinyvit_edge.report import Latency, cpu_name
+from tinyvit_edge.host import cpu_name
+from tinyvit_edge.report import Latency
 from tinyvit_edge.types import FloatArray
 from tinyvit_edge.worker import TargetProcess, Timing
 

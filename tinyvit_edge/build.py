@@ -22,8 +22,9 @@ from tinyvit_edge.measure import torch_logits
 from tinyvit_edge.precision import Precision, parse_precision
 from tinyvit_edge.preprocessing import decode, preset
 from tinyvit_edge.program import Program, build_program
-from tinyvit_edge.quantization.accounting import Int8Demand, int8_demand
+from tinyvit_edge.quantization.accounting import IntegerDemand, integer_demand
 from tinyvit_edge.quantization.calibration import Calibration
+from tinyvit_edge.quantization.moments import Moments
 from tinyvit_edge.worker import TargetProcess
 
 __all__ = [
@@ -67,6 +68,7 @@ class Source:
     goldens: tuple[GoldenImage, ...]
     """With the float32 reference logits."""
     calibration: Calibration | None
+    moments: Moments | None
     command: tuple[str, ...]
     packages: Mapping[str, str]
 
@@ -80,7 +82,7 @@ class Built:
     exported: Exported
     audit: Audit | None
     """None where the file's format can be read on its own platform only."""
-    demand: Int8Demand
+    demand: IntegerDemand
     seconds: float | None
     """Wall time of the conversion; None for a bundle that was made before."""
 
@@ -104,7 +106,11 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
     if calibration is not None and not cell.precision.mixed:
         calibration = replace(calibration, left_float=None)
     program = build_program(
-        source.checkpoint, cell.precision, form=target.form, calibration=calibration
+        source.checkpoint,
+        cell.precision,
+        form=target.form,
+        calibration=calibration,
+        moments=source.moments,
     )
     with atomic_directory(root) as folder:
         artifact = folder / target.artifact
@@ -120,6 +126,7 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
             audit=audit,
             options=cell.options,
             calibration=calibration,
+            moments=source.moments,
             goldens=_with_artifact_logits(source.goldens, process, artifact),
             source=_origin(source.checkpoint),
             command=source.command,
@@ -130,7 +137,7 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
         root=root,
         exported=exported,
         audit=audit,
-        demand=int8_demand(program.module, program.example_input()),
+        demand=integer_demand(program.module, program.example_input()),
         seconds=seconds,
     )
     return built, program
@@ -200,6 +207,7 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
         cell.precision,
         form=cell.exporter.form,
         calibration=None if ranges is None else Calibration.from_dict(ranges),
+        coded=bundle.coded() if cell.precision.coded else None,
     )
     artifact = manifest["artifact"]
     built = Built(
@@ -207,7 +215,7 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
         root=bundle.root,
         exported=Exported(details=artifact["details"], reproducible=artifact["reproducible"]),
         audit=audit,
-        demand=int8_demand(program.module, program.example_input()),
+        demand=integer_demand(program.module, program.example_input()),
         seconds=None,
     )
     return built, program

@@ -14,6 +14,7 @@
                                  takes a tensor; one that takes an image gets `resized`
                         reference_logits float32 (classes,)  float32 PyTorch model
                         artifact_logits  float32 (classes,)  the artifact, in its runtime here
+    rounded.safetensors rounded weights, where the precision has fewer than 8 bits
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
     from tinyvit_edge.exporters import Audit, Exported, Exporter
     from tinyvit_edge.program import Program
     from tinyvit_edge.quantization.calibration import Calibration
+    from tinyvit_edge.quantization.coded import Coded
+    from tinyvit_edge.quantization.moments import Moments
     from tinyvit_edge.types import FloatArray
 
 __all__ = ["Bundle", "GoldenImage", "golden_images", "read_bundle", "write_bundle"]
 
 _SCHEMA_VERSION = 1
 _GOLDEN_SIDE = 512
+_CODED = "rounded.safetensors"
 _DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
@@ -86,6 +90,23 @@ class Bundle:
     def artifact(self) -> Path:
         """Path of the artifact."""
         return self.root / str(self.manifest["artifact"]["file"])
+
+    def coded(self) -> dict[str, Coded]:
+        """Rounded weights, by layer, where the precision has weights of few bits.
+
+        Raises:
+            InputError: their file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from tinyvit_edge.quantization.coded import coded_weights
+
+        path = self.root / _CODED
+        try:
+            return coded_weights(load_file(path))
+        except (OSError, TypeError, SafetensorError) as error:
+            raise InputError(f"{path}: not readable ({error}); export again") from error
 
     def goldens(self) -> tuple[GoldenImage, ...]:
         """The golden vectors.
@@ -140,6 +161,7 @@ def write_bundle(
     audit: Audit | None,
     options: Mapping[str, Any],
     calibration: Calibration | None,
+    moments: Moments | None,
     goldens: Sequence[GoldenImage],
     source: Mapping[str, Any],
     command: Sequence[str],
@@ -176,6 +198,7 @@ def write_bundle(
         "output": {"name": OUTPUT_NAME, "shape": [1, classes], "dtype": "float32"},
         "outputs": list(exported.outputs),
         "quantization": None if calibration is None else calibration.to_dict(),
+        "rounding": _write_coded(root, program, moments) if program.precision.coded else None,
     }
     write_json(root / "manifest.json", manifest)
     write_json(root / "preprocess.json", program.preprocessing.to_dict())
@@ -216,6 +239,20 @@ def read_bundle(root: Path) -> Bundle:
             "export again"
         )
     return bundle
+
+
+def _write_coded(root: Path, program: Program, moments: Moments | None) -> dict[str, Any]:
+    """Write the rounded weights, which nothing but the same photos would give again."""
+    from safetensors.torch import save_file
+
+    from tinyvit_edge.quantization.coded import coded_tensors
+
+    save_file(coded_tensors(program.module), root / _CODED)
+    return {
+        "file": _CODED,
+        "images": None if moments is None else moments.images,
+        "photos_sha256": None if moments is None else moments.photos_sha256,
+    }
 
 
 def _input(kind: Literal["tensor", "image"], size: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ app = typer.Typer(
 
 CalibOption = Annotated[
     Path | None,
-    typer.Option("--calib", help="Photos to calibrate int8 on; keep them apart from --data."),
+    typer.Option("--calib", help="Photos to quantize by; keep them apart from --data."),
 ]
 RangesOption = Annotated[
     Path | None,

@@ -20,13 +20,27 @@ from tinyvit_edge.errors import InputError, TinyVitEdgeError
 from tinyvit_edge.evaluate import labels_of, reference_logits, reference_module, sample_images
 from tinyvit_edge.exporters import exporter, missing_packages
 from tinyvit_edge.files import check_writable
+from tinyvit_edge.host import host_info
 from tinyvit_edge.measure import accuracy
 from tinyvit_edge.parallel import run_parallel
 from tinyvit_edge.precision import MAX_DROP, parse_precisions
-from tinyvit_edge.quantization.choose import ChooseRequest, calibration_for, refuse_both
-from tinyvit_edge.report import ModelInfo, Report, Row, host_info, remove_report
+from tinyvit_edge.quantization.choose import (
+    ChooseRequest,
+    calibration_for,
+    moments_for,
+    refuse_both,
+)
+from tinyvit_edge.report import ModelInfo, Report, Row, remove_report
 from tinyvit_edge.types import FloatArray
-from tinyvit_edge.verify import Comparison, Yardstick, compare_with, verify, with_latency
+from tinyvit_edge.verify import (
+    Comparison,
+    Verified,
+    Yardstick,
+    compare_with,
+    disagreements,
+    verify,
+    with_latency,
+)
 from tinyvit_edge.worker import TargetProcess
 
 __all__ = ["DeployRequest", "deploy", "plan"]
@@ -40,7 +54,7 @@ class DeployRequest:
     data: Path
     """ImageFolder, or a flat folder of images (no accuracy then)."""
     calib: Path | None = None
-    """Images to calibrate on, where a precision needs ranges."""
+    """Images to calibrate on, where a precision needs photos."""
     calibration: Path | None = None
     """Ranges that `tinyvit_edge.quantization.ptq.run` wrote, in place of `calib`."""
     targets: Sequence[str]
@@ -102,9 +116,9 @@ def plan(request: DeployRequest) -> tuple[tuple[Cell, ...], tuple[Row, ...]]:
 
 def _require_ranges(request: DeployRequest, cells: Sequence[Cell]) -> None:
     refuse_both(request.calib, request.calibration)
-    if request.calib is None and request.calibration is None:
+    if request.calib is None:
         for cell in cells:
-            if cell.precision.calibrated:
+            if cell.precision.coded or (cell.precision.calibrated and not request.calibration):
                 raise InputError(
                     f"{cell.name} needs photos to calibrate on: give --calib DIR, other photos"
                     " than --data"
@@ -127,8 +141,10 @@ def deploy(request: DeployRequest, *, display: QuietDisplay | None = None) -> Re
     remove_report(request.out)  # it would describe bundles that are being replaced
     jobs = request.jobs or min(os.cpu_count() or 1, 4)
     made, failed = _build_all(request.out, cells, source, yardstick, jobs, display)
-    rows = _verify_all(request.out, made, source, yardstick, jobs, display)
-    rows = _time_all(request, made, rows, source, display)
+    checked = _verify_all(request.out, made, source, yardstick, jobs, display)
+    verified = [outcome for outcome in checked if isinstance(outcome, Verified)]
+    failed += [outcome for outcome in checked if isinstance(outcome, Row)]
+    rows = _time_all(request, made, [one.row for one in verified], source, display)
     order = [(t, p) for t in request.targets for p in request.precisions]
     checkpoint = source.checkpoint
     return Report(
@@ -148,6 +164,7 @@ def deploy(request: DeployRequest, *, display: QuietDisplay | None = None) -> Re
                 (*rows, *failed, *refused), key=lambda row: order.index((row.target, row.precision))
             )
         ),
+        disagreements=disagreements(verified),
     )
 
 
@@ -161,13 +178,11 @@ def _prepare(
     dataset = scan_folder(request.data, checkpoint.labels)
     if request.limit is not None:
         dataset = dataset.subset(request.limit)
+    precisions, photos = [cell.precision for cell in cells], _photos(request)
     calibration = calibration_for(
-        checkpoint,
-        [cell.precision for cell in cells],
-        photos=_photos(request),
-        ranges=request.calibration,
-        display=display,
+        checkpoint, precisions, photos=photos, ranges=request.calibration, display=display
     )
+    moments = moments_for(checkpoint, precisions, photos=photos, display=display)
     module = reference_module(checkpoint.model)
     with display.track("float32 reference", len(dataset)) as advance:
         logits = reference_logits(module, dataset, checkpoint.preprocessing, progress=advance)
@@ -175,6 +190,7 @@ def _prepare(
         checkpoint=checkpoint,
         goldens=goldens_of(checkpoint, dataset),
         calibration=calibration,
+        moments=moments,
         command=request.command,
         packages=host_info()["packages"],
     )
@@ -257,12 +273,12 @@ def _verify_all(
     yardstick: Yardstick,
     jobs: int,
     display: QuietDisplay,
-) -> list[Row]:
+) -> list[Verified | Row]:
     """Run every artifact on every image, several artifacts at a time."""
     contract = source.checkpoint.preprocessing
     with display.track("evaluate", len(made) * len(yardstick.dataset)) as advance:
 
-        def check(one: _Made, _: Callable[[], bool]) -> Row:
+        def check(one: _Made, _: Callable[[], bool]) -> Verified | Row:
             try:
                 return verify(
                     one.built, one.comparison, yardstick, contract, out=out, progress=advance
@@ -281,7 +297,7 @@ def _time_all(
     display: QuietDisplay,
 ) -> list[Row]:
     """Time every artifact that ran and whose runtime is the real one here."""
-    ran = {(row.target, row.precision) for row in rows if row.status != "failed"}
+    ran = {(row.target, row.precision) for row in rows}
     cells = [one.built for one in made if one.built.cell.exporter.timed]
     entries = [
         Entry(

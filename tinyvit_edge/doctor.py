@@ -83,7 +83,7 @@ def render_targets(rows: list[dict[str, Any]]) -> None:
 
 def diagnose() -> dict[str, Any]:
     """Host, packages, and whether each target is available, with a remedy where it is not."""
-    from tinyvit_edge.report import host_info
+    from tinyvit_edge.host import host_info
 
     host = (platform.system(), platform.machine())
     findings = []

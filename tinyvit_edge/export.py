@@ -17,10 +17,16 @@ from tinyvit_edge.data import scan_folder
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import exporter, require, require_precision
 from tinyvit_edge.files import check_writable, sha256_of, size_of
+from tinyvit_edge.host import host_info
 from tinyvit_edge.precision import parse_precision
 from tinyvit_edge.quantization.calibration import Calibration
-from tinyvit_edge.quantization.choose import ChooseRequest, calibration_for, refuse_both
-from tinyvit_edge.report import host_info
+from tinyvit_edge.quantization.choose import (
+    ChooseRequest,
+    calibration_for,
+    moments_for,
+    refuse_both,
+)
+from tinyvit_edge.quantization.moments import Moments
 from tinyvit_edge.worker import TargetProcess
 
 __all__ = ["ExportRequest", "export"]
@@ -69,10 +75,12 @@ def export(request: ExportRequest, *, display: QuietDisplay | None = None) -> di
         goldens = goldens_from(checkpoint, drawn_patterns(checkpoint.preprocessing.size))
     else:
         goldens = goldens_of(checkpoint, scan_folder(request.data))
+    calibration, moments = _from_photos(request, cell, checkpoint, display)
     source = Source(
         checkpoint=checkpoint,
         goldens=goldens,
-        calibration=_calibration(request, cell, checkpoint, display),
+        calibration=calibration,
+        moments=moments,
         command=request.command,
         packages=host_info()["packages"],
     )
@@ -129,22 +137,20 @@ def _cell(request: ExportRequest) -> Cell:
     return Cell(target=request.target, precision=precision, options=request.options)
 
 
-def _calibration(
+def _from_photos(
     request: ExportRequest, cell: Cell, checkpoint: Checkpoint, display: QuietDisplay
-) -> Calibration | None:
-    if not cell.precision.calibrated:
+) -> tuple[Calibration | None, Moments | None]:
+    if not cell.precision.needs_photos:
         if given := request.calib or request.calibration:
             display.say(f"note: {cell.precision.name} needs no ranges: {given} is not used")
-        return None
+        return None, None
     if request.calib is None and request.calibration is None:
         raise InputError(f"{cell.name} needs photos to calibrate on: give --calib DIR")
-    return calibration_for(
-        checkpoint,
-        [cell.precision],
-        photos=None if request.calib is None else ChooseRequest(photos=request.calib),
-        ranges=request.calibration,
-        display=display,
+    photos = None if request.calib is None else ChooseRequest(photos=request.calib)
+    calibration = calibration_for(
+        checkpoint, [cell.precision], photos=photos, ranges=request.calibration, display=display
     )
+    return calibration, moments_for(checkpoint, [cell.precision], photos=photos, display=display)
 
 
 def _check_tflite(artifact: Path, source: Source) -> dict[str, Any]:

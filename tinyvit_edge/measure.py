@@ -80,7 +80,7 @@ def accuracy(logits: FloatArray, labels: Sequence[int | None]) -> Accuracy | Non
 def sensitivity(
     program: Program, images: FloatArray, logits: FloatArray, *, rounding: float
 ) -> Sensitivity | None:
-    """How far an int8 program moves when its arithmetic rounds differently; None if not int8.
+    """How far an int8 program moves when its arithmetic rounds differently; None if it is float.
 
     Each quantized layer gets its input with noise of `rounding` times the input's standard
     deviation. Noise on the image alone would tell nothing: the first layer rounds it away.
@@ -91,7 +91,7 @@ def sensitivity(
         logits: the program's own logits (n, classes) of these images.
         rounding: see `Exporter.rounding`.
     """
-    if not program.precision.quantized:
+    if not program.precision.quantized or program.precision.weight_only:
         return None
     generator = torch.Generator().manual_seed(0)
 

@@ -187,7 +187,7 @@ def _verified(
     comparison = compare_with(program, target, yardstick, images)
     try:
         with display.track(f"evaluate {built.cell.name}", count) as advance:
-            return verify(
+            verified = verify(
                 built,
                 comparison,
                 yardstick,
@@ -200,6 +200,7 @@ def _verified(
             raise
         refusal = _bound("artifact takes the images (1 is yes)", 0.0, 1.0, "min", str(error))
         return judged(_row(bundle, target.evaluation), (refusal,))
+    return verified.row
 
 
 def _same_contract(bundle: Bundle, contract: Preprocessing) -> Gate:

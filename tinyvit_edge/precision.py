@@ -12,9 +12,16 @@ A name follows a grammar, and `PRECISIONS` holds the rows that are built:
                 layers, activation ranges calibrated on images
 ``w8a8-mixed``  ``w8a8`` but for the few layers that cost the most accuracy, which are left
                 in floating point: as many as a budget for the loss asks for
+``w8``          int8 weights of the Linear and convolution layers; arithmetic as in ``fp16``
+``w6-lut``      weights are 6-bit indices into a table of 64 values a layer; arithmetic as in
+                ``fp16``
+``w4-lut``      the same with 4 bits and 16 values
+``w4g32``       int4 weights, a scale for every 32 inputs of an output channel; arithmetic as in
+                ``fp16``
 ==============  ==================================================================
 
-``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``-dynamic`` says that the
+``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``g<inputs>`` how many weights
+share a scale, ``-lut`` says that weights are looked up in a table, ``-dynamic`` that the
 activations' ranges are taken at run time, ``-mixed`` that some layers are left out. Softmax, GELU,
 LayerNorm, the attention products and the residual adds stay in floating point in every row: no
 runtime here delegates them in int8 without losing more time in conversions than it wins, and they
@@ -43,13 +50,15 @@ class Precision:
     """One row: what is stored and computed in which type."""
 
     name: str
-    weights: Literal["float32", "float16", "int8"]
-    """Storage type of the quantized layers' weights."""
+    weights: Literal["float32", "float16", "int8", "int4", "uint6", "uint4"]
+    """Storage type of the quantized layers' weights; an unsigned one indexes a table."""
     activations: Literal["float", "half", "dynamic", "static"]
     """``float``: float32. ``half``: float16 where the runtime has it. ``dynamic``: int8 ranges
     at run time. ``static``: int8 ranges from calibration."""
     layers: tuple[LayerKind, ...] = ()
     """Kinds of layer that are quantized; the others stay float32."""
+    block: int | None = None
+    """Inputs that share a scale, where it is not the whole output channel that does."""
     mixed: bool = False
     """Whether the layers that the calibration names stay in floating point, too."""
     meaning: str
@@ -61,13 +70,33 @@ class Precision:
 
     @property
     def quantized(self) -> bool:
-        """Whether any layer's weights are int8."""
-        return self.weights == "int8"
+        """Whether any layer's weights are integers."""
+        return self.weights not in ("float32", "float16")
+
+    @property
+    def bits(self) -> int:
+        """Width of the quantized layers' weights."""
+        return int(self.weights.lstrip("floatuin"))
+
+    @property
+    def coded(self) -> bool:
+        """Whether weights have fewer than 8 bits, which are rounded with an eye on the inputs."""
+        return self.quantized and self.weights != "int8"
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether weights are integers and the arithmetic is not."""
+        return self.quantized and self.activations == "half"
 
     @property
     def calibrated(self) -> bool:
         """Whether images are needed to choose activation ranges."""
         return self.activations == "static"
+
+    @property
+    def needs_photos(self) -> bool:
+        """Whether anything is chosen by what images do."""
+        return self.calibrated or self.coded
 
 
 _ROWS = (
@@ -104,6 +133,35 @@ _ROWS = (
         layers=("linear", "conv"),
         mixed=True,
         meaning="w8a8, but for the few layers that cost the most accuracy, left in floating point",
+    ),
+    Precision(
+        name="w8",
+        weights="int8",
+        activations="half",
+        layers=("linear", "conv"),
+        meaning="int8 Linear and conv weights per channel, arithmetic in floating point",
+    ),
+    Precision(
+        name="w6-lut",
+        weights="uint6",
+        activations="half",
+        layers=("linear", "conv"),
+        meaning="weights from a table of 64 values a layer, arithmetic in floating point",
+    ),
+    Precision(
+        name="w4-lut",
+        weights="uint4",
+        activations="half",
+        layers=("linear", "conv"),
+        meaning="weights from a table of 16 values a layer, arithmetic in floating point",
+    ),
+    Precision(
+        name="w4g32",
+        weights="int4",
+        activations="half",
+        layers=("linear", "conv"),
+        block=32,
+        meaning="int4 weights, a scale every 32 inputs, arithmetic in floating point",
     ),
 )
 

@@ -7,6 +7,7 @@ conversion loss, and the difference between it and the float32 module is quantiz
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tinyvit_edge.precision import Precision
     from tinyvit_edge.preprocessing import Preprocessing
     from tinyvit_edge.quantization.calibration import Calibration
+    from tinyvit_edge.quantization.coded import Coded
+    from tinyvit_edge.quantization.moments import Moments
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "Program", "build_program"]
 
@@ -34,8 +37,9 @@ class Program:
 
     module: nn.Module
     """In eval mode: (1, 3, S, S) float32, normalised, to logits (1, classes) float32. At
-    ``fp16`` its weights are float32 tensors holding values that float16 represents exactly. At
-    ``w8-dynamic`` and ``w8a8`` its layers are those of `tinyvit_edge.quantization.qdq`."""
+    ``fp16`` its weights are float32 tensors holding values that float16 represents exactly. Where
+    weights are integers its layers are those of `tinyvit_edge.quantization.qdq` or, under 8 bits,
+    `tinyvit_edge.quantization.coded`."""
     precision: Precision
     preprocessing: Preprocessing
     labels: tuple[str, ...]
@@ -61,6 +65,8 @@ def build_program(
     *,
     form: FormOptions,
     calibration: Calibration | None = None,
+    moments: Moments | None = None,
+    coded: Mapping[str, Coded] | None = None,
 ) -> Program:
     """Bring a checkpoint into a target's form and quantize it.
 
@@ -69,17 +75,26 @@ def build_program(
         precision: the row to apply.
         form: how the target wants the deployment form.
         calibration: ranges from `calibrate`, where ``precision.calibrated``.
+        moments: of the layers' inputs, where ``precision.coded``.
+        coded: weights that were rounded before, in place of `moments`.
 
     Raises:
-        InputError: ranges are needed and missing.
+        InputError: ranges or moments are needed and missing.
     """
     from tinyvit_edge.deployment import deployment_form
     from tinyvit_edge.quantization.ptq import quantize
+    from tinyvit_edge.quantization.rounding import round_weights
 
+    exact = deployment_form(
+        checkpoint.model, options=form, image_size=checkpoint.preprocessing.size
+    )
+    if precision.coded and coded is None:
+        coded = round_weights(exact, precision, moments)
     module = quantize(
-        deployment_form(checkpoint.model, options=form, image_size=checkpoint.preprocessing.size),
+        exact,
         precision,
         calibration=calibration,
+        coded=coded,
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
     )

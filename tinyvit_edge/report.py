@@ -8,16 +8,11 @@ replaced when a value is made. A NaN or an infinity becomes None, but an SQNR is
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import os
-import platform
-import subprocess
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +24,7 @@ __all__ = [
     "SQNR_LIMIT_DB",
     "Accuracy",
     "Conversion",
+    "Disagreement",
     "Gate",
     "Int8",
     "Latency",
@@ -36,8 +32,6 @@ __all__ = [
     "Quantization",
     "Report",
     "Row",
-    "cpu_name",
-    "host_info",
     "read_report",
     "remove_report",
     "render_markdown",
@@ -50,17 +44,6 @@ Evaluation = Literal["runtime", "reference-evaluated", "predicted"]
 
 _FILES = ("report.json", "report.html")
 _SCHEMA = Path(__file__).parent / "assets" / "report.schema.json"
-_PACKAGES = (
-    "torch",
-    "executorch",
-    "coremltools",
-    "onnx",
-    "onnxruntime",
-    "litert-torch",
-    "ai-edge-litert",
-    "numpy",
-    "transformers",
-)
 _T = TypeVar("_T", bound="_Section")
 
 
@@ -221,6 +204,23 @@ class ModelInfo(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement(_Section):
+    """How often two targets at the same precision choose different first classes."""
+
+    precision: str
+    targets: tuple[str, str]
+    fraction: float
+    """Of the `n` images that both ran on, in 0..1."""
+    n: int
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Disagreement:
+        """The inverse of `to_dict`."""
+        first, second = data["targets"]
+        return cls(**{**data, "targets": (first, second)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report(_Section):
     """Everything one run made and measured."""
 
@@ -230,11 +230,13 @@ class Report(_Section):
     command: tuple[str, ...] = ()
     tool_version: str | None = None
     host: Mapping[str, Any]
-    """As `host_info` gives it; further keys are kept."""
+    """As `tinyvit_edge.host.host_info` gives it; further keys are kept."""
     model: ModelInfo
     reference: Accuracy | None = None
     """Accuracy of the fp32 PyTorch model; ``reference.accuracy`` in JSON."""
     rows: tuple[Row, ...]
+    disagreements: tuple[Disagreement, ...] = ()
+    """Of every two targets that ran at the same precision."""
 
     @property
     def exit_code(self) -> int:
@@ -271,6 +273,7 @@ class Report(_Section):
             "model": ModelInfo.from_dict(data["model"]),
             "reference": None if accuracy is None else Accuracy.from_dict(accuracy),
             "rows": tuple(Row.from_dict(row) for row in data["rows"]),
+            "disagreements": tuple(map(Disagreement.from_dict, data.get("disagreements", ()))),
         }
         return cls(**{**data, **parts})
 
@@ -314,52 +317,6 @@ def read_report(path: Path) -> Report:
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({error}); run deploy again to write it") from error
     return Report.from_dict(data, source=str(file))
-
-
-def host_info() -> dict[str, Any]:
-    """Operating system, CPU, Python, and the versions of the packages that shape an artifact."""
-    mac = platform.mac_ver()[0]
-    return {
-        "os": f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": cpu_name(),
-        "logical_cores": os.cpu_count() or 1,
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-    }
-
-
-@functools.cache
-def cpu_name() -> str:
-    """The CPU's marketing name, or the machine type where the system does not tell."""
-    named = _cpu_of_macos() if platform.system() == "Darwin" else _cpu_of_linux()
-    return named or platform.processor() or platform.machine() or "unknown"
-
-
-def _cpu_of_linux() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    pairs = (line.partition(":") for line in lines)
-    # ARM kernels have no "model name"; a board may call itself "Hardware" or "Model"
-    found = {key.strip().lower(): " ".join(value.split()) for key, _, value in pairs}
-    return next((found[key] for key in ("model name", "hardware", "model") if key in found), "")
-
-
-def _cpu_of_macos() -> str:
-    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _validate(data: object, source: str) -> None:

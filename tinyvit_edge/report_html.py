@@ -18,6 +18,7 @@ from tinyvit_edge.report_table import (
     SQNR_LIMIT_DB,
     STATUS_WORDS,
     agreement,
+    agreement_lines,
     decibels,
     footnotes,
     headline,
@@ -107,6 +108,7 @@ def _results(report: Report) -> str:
     return (
         f"<h2>Results</h2>{scrolling_table('Results', caption, head, body)}"
         + (f'<ol class="notes">{notes}</ol>' if notes else "")
+        + "".join(f"<p>{escape(line)}</p>" for line in agreement_lines(report))
         + _legend_of_columns()
     )
 

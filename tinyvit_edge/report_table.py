@@ -19,6 +19,7 @@ __all__ = [
     "STATUS_WORDS",
     "Column",
     "agreement",
+    "agreement_lines",
     "decibels",
     "footnotes",
     "headline",
@@ -181,6 +182,20 @@ def _remarks(row: Row) -> list[str]:
     return remarks
 
 
+def agreement_lines(report: Report) -> list[str]:
+    """For each precision, how far its targets choose the same classes: the worst two."""
+    lines = []
+    for precision in dict.fromkeys(one.precision for one in report.disagreements):
+        pairs = [one for one in report.disagreements if one.precision == precision]
+        worst = max(pairs, key=lambda one: one.fraction)
+        lines.append(
+            f"{precision}: {' and '.join(worst.targets)} choose different classes on"
+            f" {percent(worst.fraction)} % of {worst.n} images"
+            + (", and no two targets on more" if len(pairs) > 1 else "")
+        )
+    return lines
+
+
 def headline(report: Report) -> str:
     """One sentence that says how many rows came out how."""
     counts = {
@@ -223,6 +238,8 @@ def render_table(report: Report, console: Console) -> None:
     console.print()
     for number, text in enumerate(texts, 1):
         console.print(Text(f"{number:>2}  {text}"), soft_wrap=True)
+    for line in agreement_lines(report):
+        console.print(Text(line), soft_wrap=True)
     console.print(Text(headline(report), style="bold"), soft_wrap=True)
 
 
@@ -254,9 +271,12 @@ def render_markdown(report: Report) -> str:
         noted = f" <sup>{', '.join(map(str, numbers))}</sup>" if numbers else ""
         status = STATUS_WORDS[row.status] + noted
         lines.append([row.target, row.precision, status, *(c.cell(row) for c in COLUMNS)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "".join(f"\n{number}. {_escaped(text)}" for number, text in enumerate(texts, 1))
-    return f"{table}\n{notes}\n" if notes else f"{table}\n"
+    blocks = [
+        [f"| {' | '.join(line)} |" for line in lines],
+        [f"{number}. {_escaped(text)}" for number, text in enumerate(texts, 1)],
+        [f"- {_escaped(line)}" for line in agreement_lines(report)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def _escaped(text: str) -> str:

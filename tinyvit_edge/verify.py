@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from tinyvit_edge.measure import (
     sensitivity,
     torch_logits,
 )
-from tinyvit_edge.report import Accuracy, Conversion, Gate, Latency, Quantization, Row
+from tinyvit_edge.report import Accuracy, Conversion, Disagreement, Gate, Latency, Quantization, Row
 
 if TYPE_CHECKING:
     from tinyvit_edge.build import Built
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
     from tinyvit_edge.program import Program
     from tinyvit_edge.types import FloatArray
 
-__all__ = ["Comparison", "Yardstick", "compare_with", "judged", "verify"]
+__all__ = [
+    "Comparison",
+    "Verified",
+    "Yardstick",
+    "compare_with",
+    "disagreements",
+    "judged",
+    "verify",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,15 @@ class Yardstick:
         """Indices of the parity images in the data set."""
         total, count = len(self.dataset), min(self.parity_images, len(self.dataset))
         return np.array([i * total // count for i in range(count)], np.intp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A row, and what it does not say of each image."""
+
+    row: Row
+    classes: NDArray[np.intp]
+    """First class of each image, (n,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +111,7 @@ def verify(
     *,
     out: Path,
     progress: Callable[[int], None] = lambda _: None,
-) -> Row:
+) -> Verified:
     """Run a bundle's artifact on every image and judge it; the row has no latency yet.
 
     Args:
@@ -138,7 +156,23 @@ def verify(
         seconds=built.seconds,
         details=built.exported.details,
     )
-    return judged(row, gates)
+    return Verified(row=judged(row, gates), classes=logits.argmax(1))
+
+
+def disagreements(verified: Sequence[Verified]) -> tuple[Disagreement, ...]:
+    """Compare every two targets at the same precision, which carry the same program."""
+    found = []
+    for first, second in combinations(verified, 2):
+        if first.row.precision == second.row.precision:
+            found.append(
+                Disagreement(
+                    precision=first.row.precision,
+                    targets=(first.row.target, second.row.target),
+                    fraction=float((first.classes != second.classes).mean()),
+                    n=len(first.classes),
+                )
+            )
+    return tuple(found)
 
 
 def _gates(

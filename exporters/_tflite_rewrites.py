@@ -1,0 +1,228 @@
+"""Rewrites of a converted TFLite model, before the one write: each edits the object in place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.exporters._tflite_file import KERNELS, TYPE, add_buffer, constant, operator_name
+
+__all__ = [
+    "IntegerWeight",
+    "quantize_fully_connected",
+    "restore_float_compute",
+    "restore_float_io",
+    "store_half",
+    "store_int8",
+]
+
+_OP = schema.BuiltinOperator
+_MOVEMENT = frozenset({"CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE"})
+_CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
+# The op versions that first take these types (tensorflow/lite/tools/versioning/op_version.cc): a
+# runtime that is too old refuses the file, where it would otherwise compute nonsense.
+_DEQUANTIZE_INT8, _DEQUANTIZE_HALF, _HYBRID_PER_CHANNEL = 2, 3, 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerWeight:
+    """A layer's weight in the order of the file."""
+
+    real: NDArray[np.float32]
+    """What the float file holds, bit for bit."""
+    integers: NDArray[np.int8]
+    """Of the same shape."""
+    scale: NDArray[np.float32]
+    """(out,)."""
+    axis: int
+    """That `scale` is along."""
+
+
+def quantize_fully_connected(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
+    """Store FULLY_CONNECTED weights as int8, so that the kernel quantizes its input at run time.
+
+    Args:
+        model: a float model; it is changed.
+        weights: by layer.
+
+    Raises:
+        ConversionError: a layer's weight is not in the file.
+    """
+    tensors = model.subgraphs[0].tensors
+    for operator, weight in _users(model, weights, frozenset({"FULLY_CONNECTED"})):
+        _make_int8(model, tensors[operator.inputs[1]], weight)
+        # for kernels outside the delegate, whose own default is symmetric
+        operator.builtinOptions.asymmetricQuantizeInputs = True
+        operator.opcodeIndex = _opcode(model, _OP.FULLY_CONNECTED, _HYBRID_PER_CHANNEL)
+
+
+def store_int8(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
+    """Store kernels' weights as int8, widened by a DEQUANTIZE, for arithmetic in float.
+
+    Args:
+        model: a float model; it is changed.
+        weights: by layer.
+
+    Raises:
+        ConversionError: a layer's weight is not in the file.
+    """
+    widened = {}
+    for operator, weight in _users(model, weights, KERNELS):
+        index = int(operator.inputs[1])
+        if index not in widened:
+            stored, widened[index] = _stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
+            _make_int8(model, stored, weight)
+    _first(model, widened.values())
+
+
+def _users(
+    model: Any, weights: Mapping[str, IntegerWeight], kernels: frozenset[str]
+) -> list[tuple[Any, IntegerWeight]]:
+    """The operators of some kinds that read each weight."""
+    graph = model.subgraphs[0]
+    by_value: dict[bytes, list[Any]] = {}
+    for operator in graph.operators:
+        if operator_name(model, operator) in kernels:
+            data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
+            by_value.setdefault(b"" if data is None else data.tobytes(), []).append(operator)
+    found = []
+    for name, weight in weights.items():
+        operators = by_value.get(weight.real.tobytes())
+        if not operators:
+            raise ConversionError(
+                f"layer {name}: its weight is not in the TFLite converter's graph as it was, so "
+                "that it cannot be stored as int8; report this model, or export w8a8"
+            )
+        found += [(operator, weight) for operator in operators]
+    return found
+
+
+def _make_int8(model: Any, tensor: Any, weight: IntegerWeight) -> None:
+    tensor.type, tensor.buffer = TYPE.INT8, add_buffer(model, weight.integers.tobytes())
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = weight.scale
+    tensor.quantization.zeroPoint = np.zeros(len(weight.scale), np.int64)
+    tensor.quantization.quantizedDimension = weight.axis
+
+
+def store_half(model: Any) -> None:
+    """Store float32 constants as float16, widened by a DEQUANTIZE that delegates fold away.
+
+    Scalars (an epsilon) stay float32.
+
+    Raises:
+        ConversionError: a value that float16 does not hold exactly.
+    """
+    widened = []
+    for index, tensor in enumerate(list(model.subgraphs[0].tensors)):
+        values = constant(model, tensor)
+        if values is None or tensor.type != TYPE.FLOAT32 or values.size == 1:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            raise ConversionError(
+                f"the TFLite converter moved constant {tensor.name.decode()} off the float16 grid"
+            )
+        stored, operator = _stored_apart(model, index, b"_half", _DEQUANTIZE_HALF)
+        stored.type, stored.buffer = TYPE.FLOAT16, add_buffer(model, half.tobytes())
+        widened.append(operator)
+    _first(model, widened)
+
+
+def _stored_apart(model: Any, index: int, suffix: bytes, version: int) -> tuple[Any, Any]:
+    """Make a constant the result of a DEQUANTIZE.
+
+    Returns:
+        The tensor that will hold what is stored, and the operator.
+    """
+    tensors = model.subgraphs[0].tensors
+    stored = copy.copy(tensors[index])
+    stored.name += suffix
+    tensors[index].buffer = 0
+    tensors.append(stored)
+    return stored, _operator(model, _OP.DEQUANTIZE, len(tensors) - 1, index, version)
+
+
+def _first(model: Any, operators: Iterable[Any]) -> None:
+    graph = model.subgraphs[0]
+    graph.operators = [*operators, *graph.operators]
+
+
+def restore_float_compute(model: Any) -> None:
+    """Give operators that the converter made int8 without being asked their float form back.
+
+    The converter also quantizes a GELU or an add that stands between two quantized layers. The
+    recipes keep those float, as the reference does, and XNNPACK runs no int8 GELU.
+    """
+    graph = model.subgraphs[0]
+    operators = []
+    for operator in graph.operators:
+        if operator_name(model, operator) in KERNELS | _MOVEMENT | _CONVERSIONS:
+            operators.append(operator)
+            continue
+        before, after = [], []
+        for position, index in _int8(graph, operator.inputs):
+            operator.inputs[position] = real = _float_twin(graph, index)
+            before.append(_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
+        for position, index in _int8(graph, operator.outputs):
+            operator.outputs[position] = real = _float_twin(graph, index)
+            after.append(_operator(model, _OP.QUANTIZE, real, index))
+        operators += [*before, operator, *after]
+    graph.operators = operators
+
+
+def restore_float_io(model: Any) -> None:
+    """Make an int8 input and output float32, by a QUANTIZE before and a DEQUANTIZE after."""
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    for position, index in _int8(graph, graph.inputs):
+        graph.inputs[position] = real = _float_twin(graph, index)
+        signature.inputs[position].tensorIndex = real
+        graph.operators.insert(0, _operator(model, _OP.QUANTIZE, real, index))
+    for position, index in _int8(graph, graph.outputs):
+        graph.outputs[position] = real = _float_twin(graph, index)
+        signature.outputs[position].tensorIndex = real
+        graph.operators.append(_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
+
+
+def _int8(graph: Any, indices: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Positions and indices of the int8 tensors among some (-1: an absent optional one)."""
+    for position, index in enumerate(indices.tolist()):
+        if index >= 0 and graph.tensors[index].type == TYPE.INT8:
+            yield position, index
+
+
+def _float_twin(graph: Any, index: int) -> int:
+    """Add a float32 tensor of the same shape as another and return its index."""
+    tensor = copy.copy(graph.tensors[index])
+    tensor.type, tensor.quantization, tensor.buffer = TYPE.FLOAT32, None, 0
+    tensor.name += b"_float"
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _operator(model: Any, code: int, source: int, target: int, version: int = 1) -> Any:
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _opcode(model, code, version)
+    operator.inputs = np.array([source], np.int32)
+    operator.outputs = np.array([target], np.int32)
+    return operator
+
+
+def _opcode(model: Any, code: int, version: int) -> int:
+    """Index of an operator code of a version, or a later one; added where there is none."""
+    for index, known in enumerate(model.operatorCodes):
+        same = max(known.builtinCode, known.deprecatedBuiltinCode) == code
+        if same and known.version >= version:
+            return index
+    added = schema.OperatorCodeT()
+    added.builtinCode, added.version = code, version
+    added.deprecatedBuiltinCode = min(code, 127)
+    model.operatorCodes.append(added)
+    return len(model.operatorCodes) - 1
