@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters._mlprogram_ops import OPERATORS, TORCH_DTYPES

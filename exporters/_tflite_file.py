@@ -69,9 +69,17 @@ def parse(content: bytes) -> Any:
     if content[4:8] != _IDENTIFIER:
         raise ValueError("it lacks the TFL3 identifier")
     try:
-        return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+        model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
     except Exception as error:  # the generated parser follows offsets without checking them
         raise ValueError("it is truncated or damaged") from error
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # behind the flatbuffer; 1 is for "nothing"
+            end = buffer.offset + buffer.size
+            if end > len(content):
+                raise ValueError("it is truncated or damaged")
+            buffer.data = np.frombuffer(content[buffer.offset : end], np.uint8)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def serialise(model: Any) -> bytes:

@@ -51,8 +51,10 @@ def _save(program: Any, path: Path, target: Any, half: bool = False, passes: Any
     return path
 
 
-def _build(target: Any, build: Callable[[Any], Any], shape: tuple[int, ...] = X.shape) -> Any:
-    @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=target)
+def _build(
+    target: Any, build: Callable[[Any], Any], shape: tuple[int, ...] = X.shape, dtype: Any = None
+) -> Any:
+    @mb.program(input_specs=[mb.TensorSpec(shape, dtype)], opset_version=target)
     def program(x: Any) -> Any:
         return build(x)
 
@@ -224,23 +226,14 @@ def test_every_result_is_rounded_to_the_declared_half(tmp_path: Path) -> None:
 
 
 def test_inputs_may_be_half(tmp_path: Path) -> None:
-    """Oracle: NumPy, on the input rounded to float16; the convolution has float16 weights."""
-    weight = np.arange(6, dtype=np.float16).reshape(2, 3, 1, 1) / 7
-
-    @mb.program(
-        input_specs=[mb.TensorSpec(shape=(1, 3, 4, 4), dtype=types.fp16)],
-        opset_version=ct.target.iOS17,
-    )
-    def program(x: Any) -> Any:
-        return mb.conv(x=x, weight=weight, bias=np.array([1, 2], np.float16))
-
-    path = _save(program, tmp_path / "half.mlpackage", ct.target.iOS17, True)
-    x = np.random.default_rng(3).normal(size=(1, 3, 4, 4)).astype(np.float32)
-    (result,) = load_program(path)({"x": x}).values()
-    wanted = np.einsum("oi,bihw->bohw", weight[:, :, 0, 0].astype(np.float32), x.astype(np.float16))
-    wanted += np.array([1, 2], np.float32)[:, None, None]
-    assert result.dtype == np.float16
-    np.testing.assert_allclose(result, wanted, rtol=2e-3, atol=2e-3)
+    """Oracle: torch, on input and weights rounded to float16."""
+    target, weight = ct.target.iOS17, W.astype(np.float16)
+    program = _build(target, lambda x: mb.conv(x=x, weight=weight), dtype=types.fp16)
+    (result,) = load_program(_save(program, tmp_path / "half.mlpackage", target, True))(
+        {"x": X}
+    ).values()
+    x, w = (torch.from_numpy(a.astype(np.float16)).float() for a in (X, W))
+    np.testing.assert_array_equal(result, F.conv2d(x, w).half().numpy())
 
 
 def test_classify_gives_the_label_and_all_probabilities(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
 
-from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.errors import ConversionError, InputError
 from tinyvit_edge.exporters import _tflite_file, _tflite_rewrites
 from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.precision import PRECISIONS
@@ -161,6 +162,40 @@ def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> 
 def left_in_float(module: nn.Module) -> list[tuple[str, Tensor]]:
     ends = ("attention.bias", "norm.factor")
     return [(name, one) for name, one in module.named_buffers() if name.endswith(ends)]
+
+
+def test_constants_behind_the_flatbuffer_are_read(
+    tflite_artifacts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Oracle: the file with its constants inside; the audit of both, and the runtime's logits."""
+    artifact = tflite_artifacts("w8a8")
+    model = _tflite_file.read(artifact.path)
+    behind = [buffer for buffer in model.buffers if buffer.data is not None]
+    constants = [buffer.data.tobytes() for buffer in behind]
+    for buffer in behind:
+        buffer.data, buffer.offset, buffer.size = None, 2**40, 2**40  # kept in the table as such
+    graph = _tflite_file.serialise(model)
+    path, places = tmp_path / "behind.tflite", []
+    content = graph
+    for constant in constants:
+        content += bytes(-len(content) % 16)
+        places.append((len(content), len(constant)))
+        content += constant
+    for buffer, (offset, size) in zip(behind, places, strict=True):
+        buffer.offset, buffer.size = offset, size
+    moved = _tflite_file.serialise(model)
+    assert len(moved) == len(graph)
+    path.write_bytes(moved + content[len(graph) :])
+    again = _tflite_file.read(path)
+    assert _tflite_file.audit(again) == _tflite_file.audit(artifact.model)
+    image = artifact.input().numpy()
+    wanted = EXPORTER.load(artifact.path, threads=1)(image)
+    np.testing.assert_array_equal(EXPORTER.load(path, threads=1)(image), wanted)
+    path.write_bytes(_tflite_file.serialise(again))
+    np.testing.assert_array_equal(EXPORTER.load(path, threads=1)(image), wanted)
+    path.write_bytes((moved + content[len(graph) :])[:-16])
+    with pytest.raises(InputError, match="truncated"):
+        _tflite_file.read(path)
 
 
 def test_a_layer_that_the_converter_changed_is_named(
