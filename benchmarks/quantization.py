@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,18 @@ from tinyvit_edge.bench import Entry, measure_latency, with_speedups
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
 from tinyvit_edge.deploy import DeployRequest, deploy
-from tinyvit_edge.errors import TinyVitEdgeError
+from tinyvit_edge.errors import InputError, TinyVitEdgeError
 from tinyvit_edge.evaluate import artifact_logits, labels_of, reference_logits, reference_module
 from tinyvit_edge.exporters import exporter
 from tinyvit_edge.files import size_of
 from tinyvit_edge.host import host_info
 from tinyvit_edge.measure import accuracy
 from tinyvit_edge.metrics import is_finite, sqnr_db, top1_agreement
-from tinyvit_edge.report import write_report
+from tinyvit_edge.parallel import run_parallel
+from tinyvit_edge.report import Report, Row, read_report, write_report
 
 _OURS = "tinyvit-edge "
-OURS = {
-    "onnx": ("fp32", "w8-dynamic", "w8a8", "w8"),
-    "executorch": ("fp32", "w8-dynamic", "w8a8"),
-    "tflite": ("fp32", "w8-dynamic", "w8a8", "w8"),
-    "coreml": ("fp32", "w8a8", "w8", "w6-lut", "w4-lut", "w4g32"),
-}
+PRECISIONS = ("fp32", "w8-dynamic", "w8a8", "w8", "w6-lut", "w4-lut", "w4g32")
 
 
 def main() -> None:
@@ -58,11 +55,15 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, required=True, help="photos to quantize by")
     parser.add_argument("--calib-images", type=int, default=128)
     parser.add_argument("--limit", type=int, help="evenly spaced photos of --data; default: all")
-    parser.add_argument("--targets", default=",".join(OURS), help="comma-separated")
+    parser.add_argument("--targets", default=",".join(STOCK), help="comma-separated")
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each artifact")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--report", type=Path, help="what deploy wrote of the same photos; made in OUT if absent"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    args.report = args.report or args.out / "ours"
     result = measure(args)
     (args.out / "quantization.json").write_text(json.dumps(result, indent=2) + "\n")
     print(markdown(result["rows"]))
@@ -73,70 +74,85 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = load_checkpoint(args.weights)
     photos = scan_folder(args.data, checkpoint.labels)
     photos = photos if args.limit is None else photos.subset(args.limit)
-    reference = reference_logits(
-        reference_module(checkpoint.model), photos, checkpoint.preprocessing
-    )
-    rows = []
-    for target in args.targets.split(","):
-        rows += [*ours(target, args), *stock(target, args, checkpoint)]
-    for row in rows:
-        if row["artifact"]:
-            judge(row, checkpoint, photos, reference)
-            print(f"{row['target']} {row['by']}: {row.get('top1')}", file=sys.stderr)
-    add_latencies(rows, checkpoint, photos, args.runs)
-    top1 = accuracy(reference, labels_of(photos))
+    contract = checkpoint.preprocessing
+    reference = reference_logits(reference_module(checkpoint.model), photos, contract)
+    report = ours(args, checkpoint, len(photos))
+    rows = [row_of(row, args.report) for row in report.rows if row.accuracy]
+    stocks = stock(args, checkpoint)
+
+    def run(row: dict[str, Any], _: Callable[[], bool]) -> None:
+        judge(row, checkpoint, photos, reference)
+        print(f"{row['target']} {row['by']}: {row.get('top1')}", file=sys.stderr)
+
+    run_parallel(run, [row for row in stocks if row["artifact"]], jobs=os.cpu_count() or 1)
+    rows = sorted([*rows, *stocks], key=lambda row: list(STOCK).index(row["target"]))
+    add_latencies(rows, next(load_batches(photos, contract, 1))[0], args.runs)
     return {
         "host": host_info(),
         "weights_sha256": checkpoint.sha256,
         "images": len(photos),
         "calibration_images": args.calib_images,
-        "reference_top1": None if top1 is None else top1.top1,
+        "reference_top1": None if report.reference is None else report.reference.top1,
         "rows": [{key: value for key, value in row.items() if key != "artifact"} for row in rows],
     }
 
 
-def ours(target: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows of this package; `deploy` builds them all, on a few photos."""
-    out = args.out / "ours"
-    report = deploy(
-        DeployRequest(
+def ours(args: argparse.Namespace, checkpoint: Checkpoint, images: int) -> Report:
+    """The report of a deployment on the same photos; made where there is none."""
+    if not (args.report / "report.json").exists():
+        request = DeployRequest(
             weights=args.weights,
             data=args.data,
             calib=args.calib,
             calib_images=args.calib_images,
-            targets=(target,),
-            precisions=OURS[target],
-            out=out,
-            limit=32,
-            runs=1,
+            targets=args.targets.split(","),
+            precisions=PRECISIONS,
+            out=args.report,
+            limit=args.limit,
+            runs=args.runs,
         )
-    )
-    write_report(report, out)
-    for row in report.rows:
-        artifact = None if row.artifact is None else out / row.artifact
-        yield {
-            "target": target,
-            "by": _OURS + row.precision,
-            "artifact": artifact,
-            "reason": row.reason,
-        }
+        write_report(deploy(request), args.report)
+    report = read_report(args.report)
+    seen = None if report.reference is None else report.reference.n
+    if (report.model.weights_sha256, seen) != (checkpoint.sha256, images):
+        raise InputError(f"{args.report}: of other weights or photos; give another --report")
+    return report
 
 
-def stock(
-    target: str, args: argparse.Namespace, checkpoint: Checkpoint
-) -> Iterator[dict[str, Any]]:
-    """Rows of the target's own tools."""
+def row_of(row: Row, folder: Path) -> dict[str, Any]:
+    """One of this package's artifacts, as the deployment measured it."""
+    assert row.artifact
+    assert row.size_bytes
+    assert row.accuracy
+    assert row.quantization
+    return {
+        "target": row.target,
+        "by": _OURS + row.precision,
+        "artifact": folder / row.artifact,
+        "reason": row.reason,
+        "size_mb": row.size_bytes / 1e6,
+        "top1": row.accuracy.top1,
+        "sqnr_db": row.quantization.sqnr_db,
+        "agreement": row.quantization.top1_agreement,
+    }
+
+
+def stock(args: argparse.Namespace, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Rows of the targets' own tools."""
     calib = scan_folder(args.calib).subset(args.calib_images)
     batches = load_batches(calib, checkpoint.preprocessing, BATCH_SIZE)
     images = np.concatenate([images for images, _ in batches])
     module = reference_module(checkpoint.model).eval()
-    for one in STOCK[target]:
-        path = args.out / "stock" / one.name / exporter(target).artifact
-        row: dict[str, Any] = {"target": target, "by": one.title, "artifact": path, "reason": None}
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            row |= attempt(one, module, images, path)
-        yield row
+    rows = []
+    for target in args.targets.split(","):
+        for one in STOCK[target]:
+            path = args.out / "stock" / one.name / exporter(target).artifact
+            row = {"target": target, "by": one.title, "artifact": path, "reason": None}
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                row |= attempt(one, module, images, path)
+            rows.append(row)
+    return rows
 
 
 def attempt(
@@ -157,10 +173,9 @@ def judge(
 ) -> None:
     """Add size, accuracy and the distance from float32."""
     row["size_mb"] = size_of(row["artifact"]) / 1e6
-    options: Mapping[str, Any] = {}
     try:
         logits = artifact_logits(
-            row["target"], row["artifact"], photos, checkpoint.preprocessing, options=options
+            row["target"], row["artifact"], photos, checkpoint.preprocessing, options={}
         )
     except TinyVitEdgeError as error:
         row["reason"] = str(error)
@@ -172,16 +187,13 @@ def judge(
         row["agreement"] = top1_agreement(reference, logits)
 
 
-def add_latencies(
-    rows: list[dict[str, Any]], checkpoint: Checkpoint, photos: ImageDataset, runs: int
-) -> None:
+def add_latencies(rows: list[dict[str, Any]], image: Any, runs: int) -> None:
     """Time what ran, all in turn; ratios are to this package's fp32 on the same runtime."""
     timed = [row for row in rows if "top1" in row and exporter(row["target"]).timed]
     entries = [
         Entry(target=row["target"], precision=way(row), artifact=row["artifact"], options={})
         for row in timed
     ]
-    image = next(load_batches(photos, checkpoint.preprocessing, 1))[0]
     latencies = with_speedups(measure_latency(entries, image, runs=runs))
     for row in timed:
         latency = latencies[row["target"], way(row)]

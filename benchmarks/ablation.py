@@ -1,0 +1,170 @@
+"""What each part of the quantization is worth, in PyTorch, before any conversion.
+
+    python benchmarks/ablation.py --data path/to/imagenette/train --json ablation.json
+
+Ranges and moments come from evenly spaced photos of the folder; the loss is measured on every
+20th, which the bundled weights were not trained on and which give no ranges. A Markdown table goes
+to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
+from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
+from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.metrics import sqnr_db, top1_agreement
+from tinyvit_edge.precision import PRECISIONS, Precision
+from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate, quantizable
+from tinyvit_edge.quantization.coded import Coded
+from tinyvit_edge.quantization.moments import Moments, collect_moments
+from tinyvit_edge.quantization.ptq import quantize
+from tinyvit_edge.quantization.ranges import METHODS
+from tinyvit_edge.quantization.rounding import round_weights
+from tinyvit_edge.training.plan import held_out
+from tinyvit_edge.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The photos, and what the float form gives on those that the loss is measured on."""
+
+    calibration: list[Tensor]
+    others: list[Tensor]
+    labels: Any
+    exact: FloatArray
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", default="imagenette")
+    parser.add_argument("--data", type=Path, required=True, help="labelled training photos")
+    parser.add_argument("--hold-out", type=int, default=20, help="as train was told")
+    parser.add_argument("--calib-images", type=int, default=128)
+    parser.add_argument("--json", type=Path, help="write the rows here, too")
+    args = parser.parse_args()
+    checkpoint = load_checkpoint(args.weights)
+    form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
+    measured = prepare(checkpoint, form, args)
+    rows = []
+    for precision, title, module in modules(form, measured.calibration):
+        rows.append({"precision": precision, "how": title} | judge(module, measured))
+        print(rows[-1], file=sys.stderr)
+    if args.json is not None:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(markdown(rows))
+
+
+def prepare(checkpoint: Checkpoint, form: nn.Module, args: argparse.Namespace) -> Measured:
+    """Load both sets of photos, and run the float form."""
+    everything = scan_folder(args.data, checkpoint.labels)
+    trained_on, rest = held_out(len(everything), args.hold_out)
+    others = _pick(everything, rest)
+
+    def load(photos: ImageDataset) -> list[Tensor]:
+        batches = load_batches(photos, checkpoint.preprocessing, BATCH_SIZE)
+        return [torch.from_numpy(images) for images, _ in batches]
+
+    batches = load(others)
+    return Measured(
+        calibration=load(_pick(everything, trained_on).subset(args.calib_images)),
+        others=batches,
+        labels=np.array([sample.label for sample in others.samples]),
+        exact=_run(form, batches),
+    )
+
+
+def modules(form: nn.Module, calibration: list[Tensor]) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every quantized form, as precision, what is special about it, and module."""
+    for method in (*METHODS, "auto"):
+        found = calibrate(form, calibration, CalibrationOptions(method=method))
+        yield "w8a8", method, quantize(form, PRECISIONS["w8a8"], calibration=found)
+    found = calibrate(form, calibration, CalibrationOptions(strength=0.5))
+    conditioned = quantize(form, PRECISIONS["w8a8"], calibration=found)
+    yield "w8a8", "auto, conditioning 0.5", conditioned
+    yield "w8", "to the nearest", quantize(form, PRECISIONS["w8"])
+    for name in ("w6-lut", "w4-lut", "w4g32"):
+        row = PRECISIONS[name]
+        layers = quantizable(form, row)
+        moments = Moments(
+            layers=collect_moments(form, layers, calibration), images=sum(map(len, calibration))
+        )
+        coded = round_weights(form, row, moments)
+        plain = {key: _nearest(layers[key], one, row) for key, one in coded.items()}
+        unshifted = {key: replace(one, bias=plain[key].bias) for key, one in coded.items()}
+        for title, weights in (
+            ("to the nearest", plain),
+            ("compensated", unshifted),
+            ("compensated, with the mean in the bias", coded),
+        ):
+            yield name, title, quantize(form, row, coded=weights)
+
+
+def _nearest(layer: nn.Linear | nn.Conv2d, coded: Coded, precision: Precision) -> Coded:
+    """The same grid, with each weight at its nearest value."""
+    weight, bias = layer.weight.detach(), layer.bias
+    assert bias is not None
+    if coded.table is not None:
+        edges = (coded.table[1:] + coded.table[:-1]) / 2
+        codes = torch.searchsorted(edges, weight.contiguous()).to(torch.uint8)
+    else:
+        assert coded.scale is not None
+        scale = coded.scale.repeat_interleave(weight.shape[1] // coded.scale.shape[1], 1)
+        most = 2 ** (precision.bits - 1) - 1
+        codes = torch.round(weight / scale).clamp(-most - 1, most).to(torch.int8)
+    return replace(coded, codes=codes, bias=bias.detach())
+
+
+def judge(module: nn.Module, measured: Measured) -> dict[str, float]:
+    """Loss against the float form on the photos that gave no ranges."""
+    found = _run(module, measured.others)
+    right, now = (
+        float((logits.argmax(1) == measured.labels).mean()) for logits in (measured.exact, found)
+    )
+    return {
+        "sqnr_db": sqnr_db(measured.exact, found),
+        "agreement": top1_agreement(measured.exact, found),
+        "drop": right - now,
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [
+        "| precision | ranges or rounding | SQNR, dB | agreement, % | drop, points |",
+        "| --- | --- | --: | --: | --: |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['precision']} | {row['how']} | {row['sqnr_db']:.1f}"
+            f" | {100 * row['agreement']:.2f} | {100 * row['drop']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _pick(photos: ImageDataset, indices: Any) -> ImageDataset:
+    return replace(photos, samples=tuple(photos.samples[int(index)] for index in indices))
+
+
+def _run(module: nn.Module, batches: list[Tensor]) -> FloatArray:
+    with torch.inference_mode():
+        logits: FloatArray = torch.cat([module(batch) for batch in batches]).numpy()
+    return logits
+
+
+if __name__ == "__main__":
+    main()
