@@ -238,10 +238,14 @@ def test_commands(cli: Any, few: Path, tmp_path: Path) -> None:
     """Oracle: the deployment form's layers; the file that the other command wrote."""
     code, out, _ = cli(
         "quantize", "sensitivity", "--weights", "digits", "--calib", few,
-        "--calib-images", 32, "--json", "-",
+        "--calib-images", 32, "--json", "-", "--html", tmp_path / "page.html",
     )  # fmt: skip
     rows = json.loads(out)
     assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert all(page.count(f">{row['name']}</td>") == 1 for row in rows)
+    assert page.count("<rect class=") == len(rows)
+    assert "<script" not in page
     assert {row["kind"] for row in rows} == {"conv", "linear"}
     assert all(row["macs"] > 0 and row["alone_db"] > 20 for row in rows)
     ranges = tmp_path / "ranges.json"

@@ -21,7 +21,7 @@ from tinyvit_edge.cli_common import (
 )
 from tinyvit_edge.errors import InputError
 
-__all__ = ["register", "show_facts"]
+__all__ = ["register", "show_facts", "write_page"]
 
 
 def register(app: typer.Typer) -> None:
@@ -160,7 +160,7 @@ def report(
 
     loaded = read_report(path)
     if html is not None:
-        _write_page(html, render_html(loaded))
+        write_page(html, render_html(loaded))
     if emit(loaded.to_dict(), json):
         if markdown:
             typer.echo(render_markdown(loaded))
@@ -178,12 +178,13 @@ def _report_training(path: Path, html: Path | None, json: str | None) -> None:
 
     log = read_run(path)
     if html is not None:
-        _write_page(html, render_html(log))
+        write_page(html, render_html(log))
     if emit(log.to_dict(), json):
         print_whole(render_table(log), Console(highlight=False))
 
 
-def _write_page(path: Path, page: str) -> None:
+def write_page(path: Path, page: str) -> None:
+    """Write an HTML page, whole or not at all."""
     from tinyvit_edge.files import atomic_file
 
     with atomic_file(path) as temporary:

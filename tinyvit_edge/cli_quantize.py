@@ -20,7 +20,7 @@ from tinyvit_edge.cli_common import (
     emit,
     preset_name,
 )
-from tinyvit_edge.cli_measure import show_facts
+from tinyvit_edge.cli_measure import show_facts, write_page
 from tinyvit_edge.precision import MAX_DROP
 
 if TYPE_CHECKING:
@@ -104,16 +104,22 @@ def sensitivity(
     calib_images: CalibImagesOption = 128,
     image_size: SizeOption = None,
     preprocessing: PresetOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with a plot.")] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure what quantizing each layer costs, alone and among all others."""
     from tinyvit_edge.checkpoint import load_checkpoint
     from tinyvit_edge.console import make_display
+    from tinyvit_edge.files import check_writable
     from tinyvit_edge.quantization.calibration import CalibrationOptions
     from tinyvit_edge.quantization.choose import ChooseRequest, sensitivities
     from tinyvit_edge.quantization.ptq import calibrated_precision
+    from tinyvit_edge.quantization.sensitivity import ranked
+    from tinyvit_edge.sensitivity_page import render_html
 
+    if html is not None:
+        check_writable(html.parent)
     row = calibrated_precision(precision)
     display = make_display(quiet=quiet)
     checkpoint = load_checkpoint(
@@ -125,8 +131,10 @@ def sensitivity(
         options=CalibrationOptions(method=method, strength=conditioning),
     )
     layers = sensitivities(checkpoint, request, row, display)
+    if html is not None:
+        write_page(html, render_html(ranked(layers)))
     if emit([layer.to_dict() for layer in layers], json):
-        _print_layers(layers)
+        _print_layers(ranked(layers))
 
 
 def _print_layers(layers: Sequence[LayerSensitivity]) -> None:
@@ -134,22 +142,15 @@ def _print_layers(layers: Sequence[LayerSensitivity]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tinyvit_edge.quantization.sensitivity import ranked
     from tinyvit_edge.report_table import print_whole
+    from tinyvit_edge.sensitivity_page import TITLES, cells
 
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE)
-    for title in ("layer", "kind", "MACs %", "alone dB", "all but it dB", "noise that it adds %"):
-        table.add_column(title, justify="left" if title in ("layer", "kind") else "right")
+    for number, title in enumerate(TITLES):
+        table.add_column(title, justify="left" if number < 2 else "right")
     total = sum(layer.macs for layer in layers)
-    for layer in ranked(layers):
-        table.add_row(
-            layer.name,
-            layer.kind,
-            f"{100 * layer.macs / total:.2f}",
-            f"{layer.alone_db:.1f}",
-            f"{layer.rest_db:.1f}",
-            f"{100 * layer.gain:.1f}",
-        )
+    for layer in layers:
+        table.add_row(*cells(layer, total))
     print_whole(table, console)
     console.print(f"all layers: {layers[0].whole_db:.1f} dB; the best to leave in float32 first")
