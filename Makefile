@@ -57,7 +57,7 @@ $(CLASSES): $(STUDENT)
 
 $(AGAIN): $(CLASSES)
 	$(TEACH) --epochs 24
-	$(STUDY) distill-classes --lr 5e-4 --seed 1 --weights $< --half --out $(@D)
+	$(STUDY) distill-classes --stages 168:13,224:5 --lr 5e-4 --seed 1 --weights $< --half --out $(@D)
 
 # Renews constraints.txt: the newest versions that pyproject.toml allows, in a new environment.
 # In two steps, as pip searches for long when it is asked for everything at once.
