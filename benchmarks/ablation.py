@@ -107,7 +107,7 @@ def modules(form: nn.Module, calibration: list[Tensor]) -> Iterator[tuple[str, s
         plain = {key: _nearest(layers[key], one, row) for key, one in coded.items()}
         unshifted = {key: replace(one, bias=plain[key].bias) for key, one in coded.items()}
         for title, weights in (
-            ("to the nearest", plain),
+            ("each to the nearest of the same grid", plain),
             ("compensated", unshifted),
             ("compensated, with the mean in the bias", coded),
         ):

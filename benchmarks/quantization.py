@@ -5,7 +5,8 @@
 The stock paths start from the model as it is (no deployment form) and use each tool's defaults,
 as its documentation shows them: ONNX Runtime's ``quantize_static``, ExecuTorch's
 ``XNNPACKQuantizer`` on everything, ai-edge-quantizer's static int8 recipe, and coremltools'
-data-free compression of weights. Both sides see the same calibration photos. Artifacts are run
+data-free compression of weights. Both sides see the same calibration photos, where --report was
+made with the same --calib and --calib-images. Artifacts are run
 in their runtimes (Core ML off macOS: evaluated), and timed in one interleaved run.
 
 A Markdown table goes to stdout, everything to ``OUT/quantization.json``. A stock path that was
@@ -77,7 +78,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     contract = checkpoint.preprocessing
     reference = reference_logits(reference_module(checkpoint.model), photos, contract)
     report = ours(args, checkpoint, len(photos))
-    rows = [row_of(row, args.report) for row in report.rows if row.accuracy]
+    targets = args.targets.split(",")
+    rows = [
+        row_of(row, args.report) for row in report.rows if row.accuracy and row.target in targets
+    ]
     stocks = stock(args, checkpoint)
 
     def run(row: dict[str, Any], _: Callable[[], bool]) -> None:
@@ -194,8 +198,14 @@ def add_latencies(rows: list[dict[str, Any]], image: Any, runs: int) -> None:
         Entry(target=row["target"], precision=way(row), artifact=row["artifact"], options={})
         for row in timed
     ]
-    latencies = with_speedups(measure_latency(entries, image, runs=runs))
+
+    def lost(entry: Entry, error: TinyVitEdgeError) -> None:
+        print(f"{entry.target} {entry.precision} not timed: {error}", file=sys.stderr)
+
+    latencies = with_speedups(measure_latency(entries, image, runs=runs, lost=lost))
     for row in timed:
+        if (row["target"], way(row)) not in latencies:
+            continue
         latency = latencies[row["target"], way(row)]
         row["p50_ms"], speedup = latency.p50_ms, latency.speedup_vs_fp32
         row["latency_vs_fp32"] = None if speedup is None else 1 / speedup
@@ -215,17 +225,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
-        exact = base[row["target"]]
+        exact = base.get(row["target"], {})
         cells = [row["target"], row["by"]]
         if row.get("top1") is None:
             cells += [f"fails: {row['reason']}", *["-"] * 6]
         else:
             cells += [
                 f"{100 * row['top1']:.2f}",
-                f"{100 * (exact['top1'] - row['top1']):.2f}",
+                _number(exact and 100 * (exact["top1"] - row["top1"]), "{:.2f}"),
                 _number(row.get("sqnr_db"), "{:.1f}"),
                 f"{row['size_mb']:.2f}",
-                f"{row['size_mb'] / exact['size_mb']:.2f}",
+                _number(exact and row["size_mb"] / exact["size_mb"], "{:.2f}"),
                 _number(row.get("p50_ms"), "{:.1f}"),
                 _number(row.get("latency_vs_fp32"), "{:.2f}"),
             ]
@@ -233,8 +243,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _number(value: Any, form: str) -> str:
+    return "-" if not isinstance(value, float) else form.format(value)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,10 @@ def _executorch(module: nn.Module, images: NDArray[np.float32], path: Path, *, i
             for image in images:
                 prepared(torch.from_numpy(image[None]))
         exported = _exported(convert_pt2e(prepared), images)
-    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    program = edge.to_executorch()
     with path.open("wb") as file:
-        lowered.to_executorch().write_to_file(file)
+        program.write_to_file(file)
 
 
 def _executorch_float(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:

@@ -93,7 +93,7 @@ class _ImageClassifier(nn.Module):
             # exact: the mean is subtracted before the convolution pads with zeros
             stem.weight.data = (stem.weight.double() * inverse).float()
         else:
-            # the quantized input is the normalised image, so it has to exist
+            # int8 inputs are those of the normalised image, and scales are per output channel
             self.inverse_std = inverse.float()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -149,13 +149,13 @@ class _Reader:
             data = next(names[parameter] for parameter in _DATA if parameter in names)
         except (LookupError, TypeError, ValueError, StopIteration) as error:
             raise FormatError(f"operator {operation.type!r} with {sorted(names)}") from error
+        if {"lut", "shape"} <= names.keys():  # iOS16 declares packed indices as bytes
+            self.stored[data] = f"uint{(len(arguments['lut']) - 1).bit_length()}"
         results = result if isinstance(result, tuple) else (result,)
         for (name, declared), value in zip(outputs.items(), results, strict=True):
             if declared is None or value.shape != declared.shape:
                 raise FormatError(f"operator {operation.type!r} gives {name} {value.shape}")
             self.constants[name] = value
-            if {"lut", "shape"} <= names.keys():  # iOS16 declares packed indices as bytes
-                self.stored[data] = f"uint{(len(arguments['lut']) - 1).bit_length()}"
             self.stored[name] = self.stored[data]
 
     def _bound(self, operation: Any, outputs: Mapping[str, TensorType | None]) -> Operation:

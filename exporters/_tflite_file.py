@@ -61,7 +61,7 @@ def read(path: Path) -> Any:
 
 
 def parse(content: bytes) -> Any:
-    """Parse the bytes of a file into a ``ModelT``, whose arrays are views of one copy of them.
+    """Parse the bytes of a file into a ``ModelT``; constants behind the flatbuffer come into it.
 
     Raises:
         ValueError: not a TFLite model, or a truncated one.

@@ -28,7 +28,8 @@ _MOVEMENT = frozenset({"CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE"})
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 # The op versions that first take these types (tensorflow/lite/tools/versioning/op_version.cc): a
 # runtime that is too old refuses the file, where it would otherwise compute nonsense.
-_DEQUANTIZE_INT8, _DEQUANTIZE_HALF, _HYBRID_PER_CHANNEL = 2, 3, 12
+_DEQUANTIZE_INT8, _DEQUANTIZE_HALF, _DEQUANTIZE_CHANNELS = 2, 3, 5
+_HYBRID_PER_CHANNEL = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def store_int8(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
     for operator, weight in _users(model, weights, KERNELS):
         index = int(operator.inputs[1])
         if index not in widened:
-            stored, widened[index] = _stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
+            stored, widened[index] = _stored_apart(model, index, b"_int8", _DEQUANTIZE_CHANNELS)
             _make_int8(model, stored, weight)
     _first(model, widened.values())
 

@@ -210,7 +210,8 @@ class CoreMlExporter:
             raise ConversionError(
                 f"coreml at {precision.name}: the saved package has {saved} layers of "
                 f"{precision.weights} where {quantized} are due, and {len(wrong)} others not in "
-                f"{rest}; check coremltools' version"
+                f"{rest}; check coremltools' version, or give --deployment-target iOS17: for iOS18 "
+                "it narrows int8 weights that are all zero"
             )
 
 

@@ -43,7 +43,10 @@ _ARITHMETIC = {
     "dynamic": "int8 in Linear layers, one run-time range per row; float32 elsewhere",
     "static": "int8 in Linear layers and convolutions; float32 elsewhere",
 }
-_NO_WEIGHT_ONLY = "XNNPACK has no float kernel that reads integer weights; see w8-dynamic and w8a8"
+_WEIGHT_ONLY = ("w8", "w6-lut", "w4-lut", "w4g32")
+_NO_WEIGHT_ONLY = (
+    "its XNNPACK backend gives no layer integer weights and float inputs; see w8-dynamic and w8a8"
+)
 _NO_INT8 = {
     "portable": "the runtime's wheel has no portable kernels for quantized operators",
     "coreml": "int8 for Core ML is the business of the coreml target",
@@ -81,11 +84,11 @@ class ExecuTorchExporter:
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """Only XNNPACK takes int8."""
+        """Only XNNPACK takes int8, and it not for weights alone."""
         reason = _NO_INT8.get(self.delegate)
         integer = ("w8-dynamic", "w8a8", "w8a8-mixed")
         no_int8 = dict.fromkeys(integer, reason) if reason else {}
-        return no_int8 | dict.fromkeys(("w8", "w6-lut", "w4-lut", "w4g32"), _NO_WEIGHT_ONLY)
+        return no_int8 | dict.fromkeys(_WEIGHT_ONLY, reason or _NO_WEIGHT_ONLY)
 
     @property
     def form(self) -> FormOptions:

@@ -48,7 +48,7 @@ class OnnxExporter:
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
     unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("w6-lut", "w4-lut", "w4g32"),
-        "ONNX has no tables of weights, and ONNX Runtime no 4-bit weights of convolutions",
+        "opset 20 has neither tables of weights nor 4-bit types",
     )
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True

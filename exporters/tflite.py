@@ -3,7 +3,7 @@
 The converter makes the float graph and, at ``w8a8``, folds the quantize/dequantize pairs into
 integer kernels. What it does otherwise than the recipes say is put right in its file (see
 `tinyvit_edge.exporters._tflite_rewrites`): operators that it quantized without being asked, the
-float16 and run-time int8 storage, and the types and names of input and output.
+float16, weight-only and run-time int8 storage, and the types and names of input and output.
 
 LiteRT's interpreter is the successor of ``tflite-runtime``, whose last release (2.14) is too old
 for these files.
@@ -54,7 +54,7 @@ class TfliteExporter:
     requires: ClassVar[tuple[str, ...]] = ("litert-torch", "ai-edge-litert")
     unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("w6-lut", "w4-lut", "w4g32"),
-        "TFLite has no tables of weights, and no 4-bit weights with a scale a block",
+        "TFLite has no tables of weights, and no kernel of a convolution for blocks of 4 bits",
     )
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True

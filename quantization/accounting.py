@@ -57,6 +57,8 @@ def layer_macs(module: nn.Module, image: Tensor) -> dict[str, int]:
 
 def _macs(module: nn.Module, layers: Mapping[str, nn.Module], image: Tensor) -> dict[str, int]:
     macs = dict.fromkeys(layers, 0)
+    if not layers:
+        return macs
 
     def count(name: str, weight: Tensor) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:

@@ -178,7 +178,7 @@ def quantizable(
 
 
 def _codable(layer: nn.Linear | nn.Conv2d, precision: Precision) -> bool:
-    """Whether few bits pay: a depthwise kernel has fewer weights than a table has entries."""
+    """Whether few bits pay: depthwise and other small layers hold hardly any of the weights."""
     weight = layer.weight
     depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
     divides = weight.shape[1] % (precision.block or 1) == 0

@@ -91,7 +91,7 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
     photos = everything.subset(request.images)
     held_out = _rest(everything, photos, request, display) if request.mixed else None
     form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
-    batches = _batches(checkpoint, photos)
+    batches = list(_batches(checkpoint, photos))
     found = _ranges(form, photos, batches, request, display)
     if request.mixed is None or held_out is None:
         return found
@@ -112,7 +112,7 @@ def sensitivities(
     """
     photos = scan_folder(request.photos).subset(request.images)
     form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
-    batches = _batches(checkpoint, photos)
+    batches = list(_batches(checkpoint, photos))
     found = _ranges(form, photos, batches, request, display)
     return _measure(form, precision, found, batches, display)
 
@@ -159,21 +159,17 @@ def moments_for(
 
     Raises:
         DataError: an image cannot be read, or the model gives values that are not finite.
-        InputError: there are no photos.
     """
     wanted = [precision for precision in precisions if precision.coded]
     if not wanted:
         return None
-    if photos is None:
-        raise InputError(
-            f"{wanted[0].name} rounds weights by what photos do, not by ranges: give --calib DIR"
-        )
+    assert photos is not None  # the callers refuse a request without, before any work
     dataset = scan_folder(photos.photos).subset(photos.images)
     _warn_of_few(dataset, display)
     form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
     names = {name for precision in wanted for name in quantizable(form, precision)}
     with display.track("moments of layers' inputs", len(dataset)) as advance:
-        layers = collect_moments(form, sorted(names), _told(checkpoint, dataset, advance))
+        layers = collect_moments(form, sorted(names), _batches(checkpoint, dataset, advance))
     return Moments(layers=layers, images=len(dataset), photos_sha256=fingerprint(dataset))
 
 
@@ -220,13 +216,10 @@ def _scan(photos: Path, labels: Sequence[str], display: QuietDisplay) -> ImageDa
         return found
 
 
-def _batches(checkpoint: Checkpoint, photos: ImageDataset) -> list[Tensor]:
-    batches = load_batches(photos, checkpoint.preprocessing, BATCH_SIZE)
-    return [torch.from_numpy(images) for images, _ in batches]
-
-
-def _told(
-    checkpoint: Checkpoint, photos: ImageDataset, progress: Callable[[int], None]
+def _batches(
+    checkpoint: Checkpoint,
+    photos: ImageDataset,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Tensor]:
     for images, _ in load_batches(photos, checkpoint.preprocessing, BATCH_SIZE):
         yield torch.from_numpy(images)
@@ -277,7 +270,7 @@ def _leave_float(
 ) -> dict[str, str]:
     precision = request.mixed
     assert precision is not None
-    batches = _batches(checkpoint, held_out)
+    batches = list(_batches(checkpoint, held_out))
     exact = _classes(form, batches)
     labels = [sample.label for sample in held_out.samples]
     wanted = np.array(labels) if held_out.labelled else exact

@@ -53,6 +53,15 @@ class Coded:
     scale: Tensor | None = None
     """(out, in / block, ...) float32, of values that float16 holds exactly."""
 
+    def fits(self, weight: Tensor, *, block: int | None, bits: int) -> bool:
+        """Whether it can stand for a weight (out, in, ...) at such a precision."""
+        sound = self.codes.shape == weight.shape and self.bias.shape == weight.shape[:1]
+        if block is None:
+            table = self.table
+            return sound and table is not None and len(table) == 2**bits > int(self.codes.max())
+        scale = (weight.shape[0], weight.shape[1] // block, *weight.shape[2:])
+        return sound and self.scale is not None and self.scale.shape == scale
+
     def weight(self) -> Tensor:
         """The weight, float32."""
         if self.table is not None:

@@ -105,5 +105,8 @@ class _Sums:
         if not isinstance(self.second, Tensor) or not isinstance(self.first, Tensor):
             raise DataError("no image to take moments of: give a folder of photos with --calib")
         if not bool(self.second.isfinite().all()):
-            raise DataError(f"layer {name} gets values that are not finite on these images")
+            raise DataError(
+                f"layer {name} gets values that are not finite on the photos of --calib: check "
+                "the weights"
+            )
         return InputMoments(second=self.second / self.rows, mean=self.first / self.rows)

@@ -117,10 +117,15 @@ def _with_codes(
     module: nn.Module, precision: Precision, coded: Mapping[str, Coded] | None
 ) -> nn.Module:
     layers, coded = quantizable(module, precision), coded or {}
-    for name in layers:
+    for name, layer in layers.items():
         if name not in coded:
             raise InputError(
                 f"precision {precision.name!r} lacks rounded weights of {name}: give --calib"
+            )
+        if not coded[name].fits(layer.weight, block=precision.block, bits=precision.bits):
+            raise InputError(
+                f"the rounded weights of {name} are not of this model at {precision.name!r}: "
+                "export again"
             )
 
     def make(name: str, _: nn.Module) -> nn.Module | None:

@@ -39,12 +39,19 @@ def round_weights(
     """Round every layer of a float deployment form that a precision codes.
 
     Raises:
-        InputError: the moments are missing, for all layers or for one.
+        InputError: the moments are missing, for all layers or for one; or no layer is of a shape
+            that the precision codes.
     """
     if moments is None:
         raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
+    layers = quantizable(module, precision)
+    if not layers:
+        raise InputError(
+            f"precision {precision.name!r} suits no layer of this model: all are too small, or "
+            "their inputs no whole number of blocks; use w8"
+        )
     coded = {}
-    for name, layer in quantizable(module, precision).items():
+    for name, layer in layers.items():
         if name not in moments.layers:
             raise InputError(f"layer {name} has no moments: take them from this model")
         coded[name] = code_layer(layer, precision, moments.layers[name])
@@ -133,7 +140,7 @@ class _Blocks:
         peak = block.abs().amax(1)
         peak = torch.where(peak > 0, peak, torch.ones_like(peak))
         tried = torch.stack([_half(peak * shrink / self._most) for shrink in _SHRINKS])
-        # a peak below float16's range; any scale that it holds rounds such a block to nothing
+        # below float16's normal numbers a scale would be coarse itself, or zero
         tried = tried.clamp_min(torch.finfo(torch.float16).tiny)
         errors = torch.stack(
             [(self._codes(block, s[:, None]) * s[:, None] - block).square().sum(1) for s in tried]

@@ -76,11 +76,16 @@ def test_weights_of_few_bits_are_judged_by_those_that_were_chosen(bundle_copy, d
     root = bundle_copy("coreml", "w4g32")
     path = root / read_bundle(root).manifest["rounding"]["file"]
     assert failed(judge(root, digits_images)) == set()
+    bounds = {gate.name: gate.bound for gate in check_goldens(root).gates}
+    assert bounds["SQNR against recorded logits"] == 35.0  # as for fp16, which it computes in
     tensors = load_file(path)
     codes = tensors["stages.2.blocks.0.mlp.fc1.codes"]
     codes.clamp_(-7, 7).neg_()
     save_file(tensors, path)
     assert "conversion SQNR" in failed(judge(root, digits_images))
+    save_file({name: t for name, t in tensors.items() if not name.endswith("fc1.scale")}, path)
+    with pytest.raises(InputError, match=r"rounded weights of .*fc1 are not of this model"):
+        judge(root, digits_images)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"rounded\.safetensors: not readable"):
         judge(root, digits_images)

@@ -138,12 +138,24 @@ def test_disagreement_is_of_images_that_get_another_class():
 def test_latency_is_of_the_host_and_complete(deployed):
     """Oracle: order statistics, and that a real runtime ran."""
     for target in ("onnx", "executorch", "tflite"):
-        for precision in ("fp32", "fp16", "w8-dynamic", "w8a8"):
+        for precision in DEPLOYED_PRECISIONS:
+            if (target, precision) in REFUSED:
+                continue
             latency = deployed.row(target, precision).latency
             assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
             assert (latency.runs, latency.threads, latency.device_kind) == (10, 1, "host")
             assert latency.load_ms > 0
             assert latency.peak_rss_mb > 10
+
+
+def test_only_integer_arithmetic_has_to_be_faster(deployed):
+    """Oracle: `w8` is for size; its row is called int8 all the same, for its weights are."""
+    for target in ("onnx", "tflite"):
+        row = deployed.row(target, "w8")
+        assert not any("not faster" in note for note in row.notes)
+        assert row.int8.mac_fraction == 0
+        assert row.int8.weight_bytes_fraction > 0.8
+    assert deployed.row("coreml", "w4g32").int8 is None
 
 
 def test_core_ml_says_how_it_was_checked(deployed):
@@ -245,6 +257,13 @@ def test_a_calibrated_precision_needs_photos(tmp_path):
         InputError, match="coreml-w4-lut needs photos to calibrate on: give --calib"
     ):
         plan(few_bits)
+    both = replace(
+        few_bits, targets=("onnx", "coreml"), precisions=("w8a8", "w4-lut"), calib=tmp_path
+    )
+    cells, _ = plan(both)  # ranges for the one, photos for the other
+    assert [cell.name for cell in cells] == ["onnx-w8a8", "coreml-w8a8", "coreml-w4-lut"]
+    with pytest.raises(InputError, match="not both"):
+        plan(replace(both, precisions=("w8a8",)))
 
 
 def test_the_reference_accuracy_is_of_the_same_images(deployed, digits, digits_images):

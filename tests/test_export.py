@@ -67,7 +67,9 @@ def test_weights_of_few_bits_need_photos(tmp_path: Path) -> None:
         InputError, match="coreml-w4-lut needs photos to calibrate on: give --calib"
     ):
         export(asked)
-    with pytest.raises(InputError, match="w4-lut rounds weights by what photos do, not by ranges"):
+    with pytest.raises(
+        InputError, match=r"w4-lut rounds weights by .* not by the ranges of .*ranges\.json"
+    ):
         export(replace(asked, calibration=tmp_path / "ranges.json"))
     assert not list(tmp_path.rglob("*"))
 

@@ -116,7 +116,7 @@ def test_tables_find_clusters_and_follow_the_weightiest_input() -> None:
 
 
 def test_blocks_have_scales_of_their_own_and_survive_zeros() -> None:
-    """Oracle: blocks of very different size, one of zeros, each to a seventh of its peak."""
+    """Oracle: blocks of very different size, one of zeros; each error is small beside its peak."""
     torch.manual_seed(0)
     layer = nn.Linear(96, 64).requires_grad_(False)
     layer.weight[:, :32] *= 100
@@ -131,7 +131,7 @@ def test_blocks_have_scales_of_their_own_and_survive_zeros() -> None:
     for start in (0, 32):
         block = layer.weight[:, start : start + 32]
         error = (coded.weight()[:, start : start + 32] - block).abs().amax(1)
-        assert (error <= block.abs().amax(1) / 7 * 3.5).all()  # what is cut off at the most
+        assert (error <= block.abs().amax(1) / 2).all()  # what is cut off at the most
         assert error.mean() < 0.12 * block.abs().amax()
     assert (coded.codes.min(), coded.codes.max()) == (-8, 7)
 
@@ -194,6 +194,9 @@ def test_what_is_missing_is_named(float_form: nn.Module, batches: list[Tensor]) 
         round_weights(float_form, row, Moments(layers=few, images=5))
     with pytest.raises(InputError, match=names[0]):
         quantize(float_form, row)
+    tiny = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(InputError, match=r"'w4-lut' suits no layer of this model.*use w8"):
+        round_weights(tiny, row, Moments(layers={}, images=5))
     with pytest.raises(DataError, match="no image"):
         collect_moments(float_form, names, [])
     with pytest.raises(DataError, match=names[0]):

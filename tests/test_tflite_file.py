@@ -164,6 +164,18 @@ def left_in_float(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, one) for name, one in module.named_buffers() if name.endswith(ends)]
 
 
+def test_weights_alone_ask_for_a_runtime_that_knows_scales_a_channel(
+    tflite_artifacts: Callable[[str], Any],
+) -> None:
+    """Oracle: TensorFlow's op_version.cc: DEQUANTIZE of scales a channel is version 5."""
+    model = tflite_artifacts("w8").model
+    (dequantize,) = operators(model, "DEQUANTIZE")[:1]
+    assert model.operatorCodes[dequantize.opcodeIndex].version == 5
+    model = tflite_artifacts("fp16").model
+    (dequantize,) = operators(model, "DEQUANTIZE")[:1]
+    assert model.operatorCodes[dequantize.opcodeIndex].version == 3
+
+
 def test_constants_behind_the_flatbuffer_are_read(
     tflite_artifacts: Callable[[str], Any], tmp_path: Path
 ) -> None:

@@ -187,7 +187,7 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
     """Take up a bundle again, with the program that it was made from.
 
     Raises:
-        InputError: it was made from other weights.
+        InputError: it was made from other weights, or its own rounded weights are damaged.
     """
     manifest = bundle.manifest
     made_from = manifest["source"]["sha256"]

@@ -245,13 +245,16 @@ def _write_coded(root: Path, program: Program, moments: Moments | None) -> dict[
     """Write the rounded weights, which nothing but the same photos would give again."""
     from safetensors.torch import save_file
 
+    from tinyvit_edge.quantization.calibration import quantizable
     from tinyvit_edge.quantization.coded import coded_tensors
 
+    assert moments is not None, "a program of few bits was rounded by moments"
     save_file(coded_tensors(program.module), root / _CODED)
     return {
         "file": _CODED,
-        "images": None if moments is None else moments.images,
-        "photos_sha256": None if moments is None else moments.photos_sha256,
+        "images": moments.images,
+        "photos_sha256": moments.photos_sha256,
+        "left_half": list(quantizable(program.module)),  # what was coded is no Linear any more
     }
 
 

@@ -242,7 +242,8 @@ def export(
         str | None, typer.Option(help="coreml: classifier (default) or tensor.")
     ] = None,
     deployment_target: Annotated[
-        str | None, typer.Option(help="coreml: iOS15 to iOS18; iOS17 by default.")
+        str | None,
+        typer.Option(help="coreml: iOS15 to iOS18; default: iOS17, or what the precision needs."),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,

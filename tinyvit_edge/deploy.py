@@ -110,12 +110,13 @@ def plan(request: DeployRequest) -> tuple[tuple[Cell, ...], tuple[Row, ...]]:
                 refused.append(_refusal(target.name, precision.name, "skipped", reason))
             else:
                 cells.append(Cell(target=target.name, precision=precision))
-    _require_ranges(request, cells)
+    _require_photos(request, cells)
     return tuple(cells), tuple(refused)
 
 
-def _require_ranges(request: DeployRequest, cells: Sequence[Cell]) -> None:
-    refuse_both(request.calib, request.calibration)
+def _require_photos(request: DeployRequest, cells: Sequence[Cell]) -> None:
+    if not any(cell.precision.coded for cell in cells):  # which need photos beside ranges
+        refuse_both(request.calib, request.calibration)
     if request.calib is None:
         for cell in cells:
             if cell.precision.coded or (cell.precision.calibrated and not request.calibration):
@@ -326,12 +327,14 @@ def _time_all(
                 lost=lost,
             )
         )
-    quantized = {one.built.cell.name: one.built.cell.precision.quantized for one in made}
+    in_integers = {
+        one.built.cell.name: one.built.cell.precision.computes_in_integers for one in made
+    }
     timed = []
     for row in rows:
         key = (row.target, row.precision)
         latency = latencies.get(key)
-        int8 = quantized[f"{row.target}-{row.precision}"]
+        int8 = in_integers[f"{row.target}-{row.precision}"]
         notes = () if latency is None else latency_notes(latency, quantized=int8)
         if key in failures:
             notes = (failures[key],)

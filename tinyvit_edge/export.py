@@ -134,6 +134,11 @@ def _cell(request: ExportRequest) -> Cell:
             f"{precision.name}: onnx2tf's own int8 path does not take this model"
         )
     refuse_both(request.calib, request.calibration)
+    if precision.coded and request.calibration is not None:
+        raise InputError(
+            f"{precision.name} rounds weights by what photos do, not by the ranges of "
+            f"{request.calibration}: give --calib DIR"
+        )
     return Cell(target=request.target, precision=precision, options=request.options)
 
 

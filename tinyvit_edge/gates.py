@@ -37,8 +37,8 @@ class Tolerance:
 
 
 _HALF_ARITHMETIC = (
-    "weights are equal, so only half-precision arithmetic may differ: PyTorch's own "
-    "half-precision run of TinyViT is at about 44 dB"
+    "the integers are equal, so only half-precision arithmetic and scales may differ: PyTorch's "
+    "own half-precision run of TinyViT is at about 44 dB"
 )
 
 TOLERANCES: Mapping[str, Tolerance] = {

@@ -91,7 +91,7 @@ def sensitivity(
         logits: the program's own logits (n, classes) of these images.
         rounding: see `Exporter.rounding`.
     """
-    if not program.precision.quantized or program.precision.weight_only:
+    if not program.precision.computes_in_integers:
         return None
     generator = torch.Generator().manual_seed(0)
 

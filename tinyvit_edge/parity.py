@@ -154,7 +154,7 @@ def time_bundles(
         )
     rows = []
     for (target, precision), latency in with_speedups(measured).items():
-        quantized = parse_precision(precision).quantized
+        quantized = parse_precision(precision).computes_in_integers
         notes = list(latency_notes(latency, quantized=quantized))
         head = {"target": target, "precision": precision}
         rows.append(head | {"latency": latency.to_dict(), "notes": notes})
@@ -263,13 +263,15 @@ def _output_gates(
 ) -> tuple[Gate, ...]:
     recorded = np.stack([_recorded(golden) for golden in goldens])
     exact = precision == "fp32"
+    # weights alone are integers: the arithmetic is that of fp16
+    like = "fp16" if parse_precision(precision).weight_only else precision
     return (
         _bound(
             "SQNR against recorded logits",
             metrics.sqnr_db(recorded, logits),
-            _GOLDEN_SQNR_DB.get(precision, _GOLDEN_INT8_SQNR_DB),
+            _GOLDEN_SQNR_DB.get(like, _GOLDEN_INT8_SQNR_DB),
             "min",
-            _GOLDEN_SQNR_REASON.get(precision, _GOLDEN_INT8_SQNR_REASON),
+            _GOLDEN_SQNR_REASON.get(like, _GOLDEN_INT8_SQNR_REASON),
         ),
         _bound(
             "top-1 agreement with recorded logits",

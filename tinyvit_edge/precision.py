@@ -20,6 +20,9 @@ A name follows a grammar, and `PRECISIONS` holds the rows that are built:
                 ``fp16``
 ==============  ==================================================================
 
+Under 8 bits, depthwise convolutions and layers of fewer than 2048 weights stay as in ``fp16``, and
+at ``w4g32`` layers whose inputs are no whole number of blocks.
+
 ``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``g<inputs>`` how many weights
 share a scale, ``-lut`` says that weights are looked up in a table, ``-dynamic`` that the
 activations' ranges are taken at run time, ``-mixed`` that some layers are left out. Softmax, GELU,
@@ -56,7 +59,7 @@ class Precision:
     """``float``: float32. ``half``: float16 where the runtime has it. ``dynamic``: int8 ranges
     at run time. ``static``: int8 ranges from calibration."""
     layers: tuple[LayerKind, ...] = ()
-    """Kinds of layer that are quantized; the others stay float32."""
+    """Kinds of layer that are quantized; the others stay floating point."""
     block: int | None = None
     """Inputs that share a scale, where it is not the whole output channel that does."""
     mixed: bool = False
@@ -87,6 +90,11 @@ class Precision:
     def weight_only(self) -> bool:
         """Whether weights are integers and the arithmetic is not."""
         return self.quantized and self.activations == "half"
+
+    @property
+    def computes_in_integers(self) -> bool:
+        """Whether layers multiply integers, which is what makes them faster."""
+        return self.quantized and not self.weight_only
 
     @property
     def calibrated(self) -> bool:

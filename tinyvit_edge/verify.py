@@ -150,7 +150,7 @@ def verify(
         conversion=conversion,
         quantization=quantization,
         accuracy=right,
-        int8=int8_of(built.audit) if cell.precision.quantized and built.audit else None,
+        int8=int8_of(built.audit) if cell.precision.weights == "int8" and built.audit else None,
         evaluation=cell.exporter.evaluation,
         reproducible=built.exported.reproducible,
         seconds=built.seconds,
