@@ -188,6 +188,9 @@ def agreement_lines(report: Report) -> list[str]:
     for precision in dict.fromkeys(one.precision for one in report.disagreements):
         pairs = [one for one in report.disagreements if one.precision == precision]
         worst = max(pairs, key=lambda one: one.fraction)
+        if worst.fraction == 0:
+            lines.append(f"{precision}: all targets choose the same classes on {worst.n} images")
+            continue
         lines.append(
             f"{precision}: {' and '.join(worst.targets)} choose different classes on"
             f" {percent(worst.fraction)} % of {worst.n} images"
