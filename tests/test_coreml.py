@@ -76,7 +76,17 @@ class Saved:
         return logits
 
 
-@pytest.fixture(scope="module", params=LOWEST_SQNR)
+# what differs from another precision in nothing but a number or the choice of layers
+_ALIKE = ("w8a8-mixed", "w6-lut")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in _ALIKE else name
+        for name in LOWEST_SQNR
+    ],
+)
 def classifier(
     request: pytest.FixtureRequest,
     small_program: SmallProgram,

@@ -181,6 +181,7 @@ def test_the_report_reads_back(deployed):
     assert all(target in html for target in TARGETS)
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(deployed, digits_images, tmp_path):
     """Oracle: the first run's artifact and manifest, where the target says it is reproducible."""
     request = DeployRequest(
