@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from tinyvit_edge.errors import ConversionError, InputError, UnsupportedError
 from tinyvit_edge.exporters import Exported
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter, quiet_stderr
+from tinyvit_edge.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,6 @@ _ARITHMETIC = {
     "dynamic": "int8 in Linear layers, one run-time range per row; float32 elsewhere",
     "static": "int8 in Linear layers and convolutions; float32 elsewhere",
 }
-_WEIGHT_ONLY = ("w8", "w6-lut", "w4-lut", "w4g32")
 _NO_WEIGHT_ONLY = (
     "its XNNPACK backend gives no layer integer weights and float inputs; see w8-dynamic and w8a8"
 )
@@ -86,9 +86,11 @@ class ExecuTorchExporter:
     def unsupported(self) -> Mapping[str, str]:
         """Only XNNPACK takes int8, and it not for weights alone."""
         reason = _NO_INT8.get(self.delegate)
-        integer = ("w8-dynamic", "w8a8", "w8a8-mixed")
-        no_int8 = dict.fromkeys(integer, reason) if reason else {}
-        return no_int8 | dict.fromkeys(_WEIGHT_ONLY, reason or _NO_WEIGHT_ONLY)
+        return {
+            row.name: reason or _NO_WEIGHT_ONLY
+            for row in PRECISIONS.values()
+            if row.weight_only or (reason and row.quantized)
+        }
 
     @property
     def form(self) -> FormOptions:

@@ -26,6 +26,7 @@ from tinyvit_edge.exporters._onnx_audit import audit
 from tinyvit_edge.exporters._onnx_file import describe, own_zero_points, store_halves, strip
 from tinyvit_edge.exporters._onnx_profile import OPSET, check, inferred
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter
+from tinyvit_edge.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from tinyvit_edge.deployment import FormOptions
@@ -46,10 +47,11 @@ class OnnxExporter:
     name: ClassVar[str] = "onnx"
     artifact: ClassVar[str] = "model.onnx"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
-    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("w6-lut", "w4-lut", "w4g32"),
-        "opset 20 has neither tables of weights nor 4-bit types",
-    )
+    unsupported: ClassVar[Mapping[str, str]] = {
+        row.name: "opset 20 has neither tables of weights nor 4-bit types"
+        for row in PRECISIONS.values()
+        if row.coded
+    }
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True
     rounding: ClassVar[float] = 1e-6

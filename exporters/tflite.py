@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from tinyvit_edge.errors import ConversionError, InputError
 from tinyvit_edge.exporters import Audit, Exported
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter, quiet_stderr
+from tinyvit_edge.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,10 +53,11 @@ class TfliteExporter:
     name: ClassVar[str] = "tflite"
     artifact: ClassVar[str] = "model.tflite"
     requires: ClassVar[tuple[str, ...]] = ("litert-torch", "ai-edge-litert")
-    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("w6-lut", "w4-lut", "w4g32"),
-        "TFLite has no tables of weights, and no kernel of a convolution for blocks of 4 bits",
-    )
+    unsupported: ClassVar[Mapping[str, str]] = {
+        row.name: "TFLite has no tables of weights, and no convolution in blocks of 4 bits"
+        for row in PRECISIONS.values()
+        if row.coded
+    }
     evaluation: ClassVar[Literal["runtime"]] = "runtime"
     timed: ClassVar[bool] = True
     rounding: ClassVar[float] = 1e-6

@@ -397,5 +397,4 @@ def test_loading_does_not_import_coremltools(package: Path) -> None:
         "assert 'coremltools' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")

@@ -203,11 +203,13 @@ def test_what_is_missing_is_named(float_form: nn.Module, batches: list[Tensor]) 
         collect_moments(float_form, names[:1], [torch.full((1, 3, 64, 64), torch.nan)])
 
 
-@pytest.mark.parametrize(("name", "decibels"), [("w6-lut", 33), ("w4-lut", 18), ("w4g32", 21)])
+@pytest.mark.parametrize(("name", "decibels"), [("w6-lut", 46), ("w4-lut", 33), ("w4g32", 36)])
 def test_trained_weights_keep_their_logits(
     digits: Checkpoint, digits_images, rounded: Rounded, name: str, decibels: float
 ) -> None:
-    """Oracle: the float form, on digits that gave no moments."""
+    """Oracle: the float form, on digits that gave no moments; rounded to the nearest, the same
+    grids give 44, 29 and 30 dB.
+    """
     from tinyvit_edge.data import load_batches, scan_folder
     from tinyvit_edge.metrics import sqnr_db
 

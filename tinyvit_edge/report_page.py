@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-__all__ = ["card", "figure", "page", "scrolling_table"]
+__all__ = ["card", "figure", "page", "scrolling_table", "text_table"]
 
 _STYLE = Path(__file__).parent / "assets" / "report.css"
 # Said in the page too, so that a browser refuses what this module promises not to write.
@@ -53,3 +53,14 @@ def scrolling_table(name: str, caption: str, head: str, body: str, kind: str = "
         f'aria-label="{escape(name, quote=True)}"><table>{words}<thead>{head}</thead>{body}</table>'
         "</div>"
     )
+
+
+def text_table(
+    name: str, caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]]
+) -> str:
+    """A `scrolling_table` of plain text."""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows
+    )
+    return scrolling_table(name, caption, f"<tr>{head}</tr>", f"<tbody>{body}</tbody>")

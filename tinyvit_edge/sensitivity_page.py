@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
-from tinyvit_edge.report_page import figure, page, scrolling_table
+from tinyvit_edge.report_page import figure, page, text_table
 from tinyvit_edge.report_plots import Bar, bars, series_of
 
 if TYPE_CHECKING:
@@ -55,18 +54,14 @@ def render_html(layers: Sequence[LayerSensitivity]) -> str:
         limit=max(1.0, *(row.value for row in rows)),
     )
     total = sum(layer.macs for layer in layers)
-    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in TITLES)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(layer, total))}</tr>"
-        for layer in layers
-    )
     caption = "SQNR of the logits against float32, this layer quantized alone, and all but it."
-    table = scrolling_table("Layers", caption, f"<tr>{head}</tr>", f"<tbody>{body}</tbody>")
+    table = text_table("Layers", caption, TITLES, (cells(layer, total) for layer in layers))
+    name = "Sensitivity of layers"
     return page(
-        "Sensitivity of layers",
-        [
-            "<h1>Sensitivity of layers</h1>",
+        name,
+        (
+            f'<header><p class="eyebrow">tinyvit-edge quantize</p><h1>{name}</h1></header><main>',
             figure(title, f"{len(layers)} layers; {whole}.", drawn),
-            table,
-        ],
+            f"<h2>Layers</h2>{table}</main>",
+        ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from tinyvit_edge.training.log import EpochSummary, RunLog
@@ -45,7 +44,7 @@ def _cells(epoch: EpochSummary) -> list[str]:
 
 def render_html(log: RunLog) -> str:
     """A self-contained page: accuracy, loss and learning rate over the epochs, and the table."""
-    from tinyvit_edge.report_page import card, page, scrolling_table
+    from tinyvit_edge.report_page import card, page, text_table
 
     recipe = log.run["recipe"]
     stages = ", ".join(
@@ -61,13 +60,8 @@ def render_html(log: RunLog) -> str:
         "batch, peak learning rate": f"{recipe['batch']}, {recipe['lr']:g}",
         "seed": str(log.run["seed"]),
     }
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in _TITLES)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(epoch))}</tr>"
-        for epoch in log.epochs()
-    )
     caption = "Loss and gradient norm: means of the logged steps. Top-1: of the moving average."
-    table = scrolling_table("Epochs", caption, f"<tr>{head}</tr>", f"<tbody>{body}</tbody>")
+    table = text_table("Epochs", caption, _TITLES, map(_cells, log.epochs()))
     title = "Training run"
     return page(
         title,
