@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tinyvit_edge.program import Program
 
-__all__ = ["describe", "own_zero_points", "store_halves", "strip"]
+__all__ = ["describe", "own_zero_points", "store_biases", "store_halves", "strip"]
 
 
 def strip(model: Any) -> None:
@@ -44,6 +44,45 @@ def store_halves(model: Any) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def store_biases(model: Any) -> None:
+    """Store biases beside int8 inputs and weights as int32, in units of the product of both scales.
+
+    They are whole multiples of it, so nothing is rounded. Without this ONNX Runtime makes no
+    integer kernel of a Gemm with float output.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    nodes = []
+    for node in graph.node:
+        sides = [makers[name] for name in node.input[:2] if name in makers]
+        integer = [side.op_type for side in sides] == 2 * ["DequantizeLinear"]
+        if node.op_type in ("Conv", "Gemm") and integer:
+            scales = [numpy_helper.to_array(constants[side.input[1]]) for side in sides]
+            unit = np.multiply(*scales)  # (out,) float32
+            name = node.input[2]
+            whole = np.rint(numpy_helper.to_array(constants[name]) / unit).astype(np.int32)
+            parts = (whole, unit, np.zeros_like(whole))
+            names = [f"{name}.{part}" for part in ("int32", "scale", "zero_point")]
+            graph.initializer.extend(map(numpy_helper.from_array, parts, names))
+            node.input[2] = f"{name}.real"
+            nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", names, [node.input[2]], f"{name}.widen", axis=0
+                )
+            )
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def own_zero_points(model: Any) -> None:

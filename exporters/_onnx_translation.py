@@ -62,6 +62,9 @@ def _dequantize(
     dtype: int,
     out_dtype: int = -1,
 ) -> Any:
+    if x.producer() is None:  # a constant, int8 as it is stored
+        zero = onnx.helper.make_tensor("zero_point", onnx.TensorProto.INT8, [], [zero_point])
+        return op.DequantizeLinear(x, op.Constant(value_float=scale), op.Constant(value=zero))
     return op.DequantizeLinear(x, *_parameters(scale, zero_point, quant_min, quant_max))
 
 

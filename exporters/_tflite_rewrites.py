@@ -21,6 +21,7 @@ __all__ = [
     "restore_float_io",
     "store_half",
     "store_int8",
+    "store_int8_tables",
 ]
 
 _OP = schema.BuiltinOperator
@@ -81,6 +82,36 @@ def store_int8(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
             stored, widened[index] = _stored_apart(model, index, b"_int8", _DEQUANTIZE_CHANNELS)
             _make_int8(model, stored, weight)
     _first(model, widened.values())
+
+
+def store_int8_tables(model: Any, tables: Mapping[str, IntegerWeight]) -> None:
+    """Store tables that are added to something as int8, widened by a DEQUANTIZE.
+
+    Args:
+        model: it is changed.
+        tables: by name, each with one scale.
+
+    Raises:
+        ConversionError: a table is not in the file.
+    """
+    widened = []
+    distinct = {table.real.tobytes(): (name, table) for name, table in tables.items()}
+    for value, (name, table) in distinct.items():
+        places = [
+            index
+            for index, tensor in enumerate(model.subgraphs[0].tensors)
+            if (data := model.buffers[tensor.buffer].data) is not None and data.tobytes() == value
+        ]
+        if not places:
+            raise ConversionError(
+                f"{name}: its table is not in the TFLite converter's graph as it was, so that it "
+                "cannot be stored as int8; report this model, or export fp16"
+            )
+        for index in places:
+            stored, operator = _stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
+            _make_int8(model, stored, table)
+            widened.append(operator)
+    _first(model, widened)
 
 
 def _users(

@@ -8,7 +8,8 @@
                  one range a tensor.
 ``w8``           DequantizeLinear behind int8 weights; float32 arithmetic.
 ``w8a8``         QuantizeLinear and DequantizeLinear around Linear layers and convolutions; uint8
-                 activations, int8 weights, float32 biases (the runtime quantizes those to int32).
+                 activations, int8 weights, int32 biases. Linear layers give float32: rounding their
+                 results to 8 bits would cost time here, where no kernel asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tinyvit_edge.errors import ConversionError, InputError, UnsupportedError
 from tinyvit_edge.exporters import Audit, Exported
 from tinyvit_edge.exporters._onnx_audit import audit
-from tinyvit_edge.exporters._onnx_file import describe, own_zero_points, store_halves, strip
+from tinyvit_edge.exporters._onnx_file import (
+    describe,
+    own_zero_points,
+    store_biases,
+    store_halves,
+    strip,
+)
 from tinyvit_edge.exporters._onnx_profile import OPSET, check, inferred
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter
 from tinyvit_edge.precision import PRECISIONS
@@ -59,11 +66,11 @@ class OnnxExporter:
     @property
     def form(self) -> FormOptions:
         """Native LayerNorm, which is one kernel; one run-time range a tensor, as
-        DynamicQuantizeLinear takes it.
+        DynamicQuantizeLinear takes it; QGemm gives float32.
         """
         from tinyvit_edge.deployment import FormOptions
 
-        return FormOptions(layer_norm="native", dynamic_range="tensor")
+        return FormOptions(layer_norm="native", dynamic_range="tensor", linear_outputs="float")
 
     def export(self, program: Program, path: Path) -> Exported:
         """Write a program as one self-contained ``.onnx`` file.
@@ -75,6 +82,8 @@ class OnnxExporter:
         model = _convert(program)
         strip(model)
         own_zero_points(model)
+        if program.precision.activations == "static":
+            store_biases(model)
         if program.precision.weights == "float16":
             store_halves(model)
         describe(model, program)

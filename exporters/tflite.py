@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from tinyvit_edge.exporters import Runner
     from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
     from tinyvit_edge.program import Program
-    from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, WeightOnlyLayer
+    from tinyvit_edge.quantization.qdq import (
+        DynamicLinear,
+        Int8AttentionBias,
+        StaticLayer,
+        WeightOnlyLayer,
+    )
 
 __all__ = ["TfliteExporter", "delegation"]
 
@@ -185,7 +190,7 @@ def _quantization_mode(program: Program) -> Any:
 
 def _apply_precision(model: Any, program: Program) -> None:
     from tinyvit_edge.exporters import _tflite_rewrites as rewrites
-    from tinyvit_edge.quantization.qdq import DynamicLinear, WeightOnlyLayer
+    from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
 
     precision = program.precision
     if precision.weights == "float16":
@@ -202,6 +207,12 @@ def _apply_precision(model: Any, program: Program) -> None:
         rewrites.quantize_fully_connected(model, weights)
     elif precision.weight_only:
         rewrites.store_int8(model, weights)
+    tables = {
+        name: _integer_table(table)
+        for name, table in program.module.named_modules()
+        if isinstance(table, Int8AttentionBias)
+    }
+    rewrites.store_int8_tables(model, tables)
 
 
 def _check(model: Any, program: Program) -> None:
@@ -245,6 +256,19 @@ def _integer_weight(layer: DynamicLinear | WeightOnlyLayer) -> IntegerWeight:
         integers=_file_order(layer.weight, conv),
         scale=layer.weight_scale.numpy(),
         axis=3 if _is_depthwise(conv) else 0,
+    )
+
+
+def _integer_table(table: Int8AttentionBias) -> IntegerWeight:
+    import numpy as np
+
+    from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
+
+    return IntegerWeight(
+        real=table().numpy(),
+        integers=table.values.numpy(),
+        scale=np.array([table.scale], np.float32),
+        axis=0,
     )
 
 

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from tinyvit_edge.quantization.coded import CodedLayer
 from tinyvit_edge.quantization.hooks import attached
-from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer, WeightOnlyLayer
+from tinyvit_edge.quantization.qdq import (
+    DynamicLinear,
+    Int8AttentionBias,
+    StaticLayer,
+    WeightOnlyLayer,
+)
 
 __all__ = ["IntegerDemand", "integer_demand", "layer_macs"]
 
@@ -35,6 +40,8 @@ def integer_demand(module: nn.Module, image: Tensor) -> IntegerDemand:
         if isinstance(layer, CodedLayer):
             kind = "int" if layer.table is None else "uint"
             weight_bytes[f"{kind}{layer.bits}"] += math.ceil(layer.codes.numel() * layer.bits / 8)
+        elif isinstance(layer, Int8AttentionBias):
+            weight_bytes["int8"] += layer.values.numel()
         elif isinstance(layer, (DynamicLinear, StaticLayer, WeightOnlyLayer)):
             weight_bytes["int8"] += layer.weight.numel()
             if not isinstance(layer, WeightOnlyLayer):

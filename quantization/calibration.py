@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.files import write_json
+from tinyvit_edge.precision import PRECISIONS, LayerKind
 from tinyvit_edge.preprocessing import Preprocessing
 from tinyvit_edge.quantization.conditioning import apply_factors, factors_of
 from tinyvit_edge.quantization.hooks import attached
@@ -59,7 +60,7 @@ class LayerRanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Ranges of every quantizable layer, by its name in the deployment form."""
+    """Ranges of every layer that `w8a8` quantizes, by its name in the deployment form."""
 
     layers: Mapping[str, LayerRanges]
     images: int
@@ -165,16 +166,21 @@ def quantizable(
     module: nn.Module, precision: Precision | None = None
 ) -> dict[str, nn.Linear | nn.Conv2d]:
     """Layers of a deployment form that can be quantized, by name; those of one precision."""
-    kinds = ("linear", "conv") if precision is None else precision.layers
+    kinds = get_args(LayerKind) if precision is None else precision.layers
     layers = {
         name: layer
         for name, layer in module.named_modules()
-        if (isinstance(layer, nn.Linear) and "linear" in kinds)
-        or (isinstance(layer, nn.Conv2d) and "conv" in kinds)
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and _kind(name, layer) in kinds
     }
     if precision is None or not precision.coded:
         return layers
     return {name: layer for name, layer in layers.items() if _codable(layer, precision)}
+
+
+def _kind(name: str, layer: nn.Linear | nn.Conv2d) -> LayerKind:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    return "local-conv" if name.endswith(".local_conv") else "conv"
 
 
 def _codable(layer: nn.Linear | nn.Conv2d, precision: Precision) -> bool:
@@ -256,7 +262,7 @@ def calibrate(
                 output=chosen[name, "output"][1],
                 rules=(chosen[name, "input"][0], chosen[name, "output"][0]),
             )
-            for name in quantizable(module)
+            for name in _ranged(module)
         },
         images=sum(map(len, batches)),
         method=method,
@@ -295,8 +301,12 @@ def evenly(batches: Sequence[Tensor], count: int) -> list[Tensor]:
     return [torch.stack([images[i * len(images) // count] for i in range(count)])]
 
 
+def _ranged(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    return quantizable(module, PRECISIONS["w8a8"])
+
+
 def _places(module: nn.Module) -> list[Place]:
-    return [(name, side) for name in quantizable(module) for side in ("input", "output")]
+    return [(name, side) for name in _ranged(module) for side in ("input", "output")]
 
 
 def _told(batches: Sequence[Tensor], progress: Callable[[int], None] | None) -> Iterator[Tensor]:

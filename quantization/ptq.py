@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tinyvit_edge.data import SAMPLE_SIZE
+from tinyvit_edge.deployment import AttentionBias
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
 from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, quantizable
@@ -22,6 +23,7 @@ from tinyvit_edge.quantization.coded import Coded, CodedLayer
 from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.qdq import (
     DynamicLinear,
+    Int8AttentionBias,
     StaticLayer,
     WeightOnlyLayer,
     replace_layers,
@@ -62,6 +64,7 @@ def quantize(
     coded: Mapping[str, Coded] | None = None,
     dynamic_range: Literal["token", "tensor"] = "token",
     requantize_weights: bool = False,
+    linear_outputs: Literal["int8", "float"] = "int8",
 ) -> nn.Module:
     """Copy a float deployment form at a precision.
 
@@ -74,6 +77,7 @@ def quantize(
         dynamic_range: what one run-time range covers, for ``-dynamic`` rows.
         requantize_weights: give the graph float weights on the int8 grid and a quantize
             operator, for converters that fold the two themselves.
+        linear_outputs: what static int8 Linear layers give.
 
     Raises:
         InputError: ranges or rounded weights are needed and missing, for all layers or for one.
@@ -83,6 +87,7 @@ def quantize(
         return _round_to_half(module)
     if not precision.quantized:
         return module
+    replace_layers(module, _int8_attention_bias)
     if precision.coded:
         return _with_codes(module, precision, coded)
     if precision.calibrated and calibration is None:
@@ -103,14 +108,19 @@ def quantize(
         if name not in calibration.layers:
             raise InputError(f"the calibration has no range for layer {name}: calibrate this model")
         ranges = calibration.layers[name]
+        real = linear_outputs == "float" and isinstance(layer, nn.Linear)
         return StaticLayer(
             layer,
             input_params=ranges.input,
-            output_params=ranges.output,
+            output_params=None if real else ranges.output,
             requantize=requantize_weights,
         )
 
     return replace_layers(module, make).eval()
+
+
+def _int8_attention_bias(_: str, module: nn.Module) -> nn.Module | None:
+    return Int8AttentionBias(module) if isinstance(module, AttentionBias) else None
 
 
 def _with_codes(

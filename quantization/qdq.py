@@ -7,7 +7,8 @@ each know how to lower; run eagerly, it is the same-precision reference of all f
 scales and zero points, chosen once, is what every artifact carries.
 
 Weights are symmetric per output channel in -127..127; activations are affine per tensor in
--128..127; biases beside int8 activations are whole multiples of input scale times weight scale.
+-128..127; biases beside int8 activations are whole multiples of input scale times weight scale;
+attention biases are symmetric per table.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvit_edge.deployment import AttentionBias
+
 __all__ = [
     "DynamicLinear",
+    "Int8AttentionBias",
     "QuantParams",
     "StaticLayer",
     "WeightOnlyLayer",
@@ -154,14 +158,14 @@ class _Int8Weight(nn.Module):
 
 
 class StaticLayer(_Int8Weight):
-    """A Linear or convolution with int8 weights, int8 input and int8 output."""
+    """A Linear or convolution with int8 weights, int8 input and, unless None, int8 output."""
 
     def __init__(
         self,
         layer: nn.Linear | nn.Conv2d,
         *,
         input_params: QuantParams,
-        output_params: QuantParams,
+        output_params: QuantParams | None,
         requantize: bool = False,
     ) -> None:
         super().__init__(layer, requantize=requantize, input_scale=input_params.scale)
@@ -172,7 +176,8 @@ class StaticLayer(_Int8Weight):
         """Map (..., in) to (..., out), or (B, in, H, W) to (B, out, H', W')."""
         x = self.input_params.dequantize(self.input_params.quantize(x))
         x = product(x, self.dequantized_weight(), self.bias, self.conv)
-        return self.output_params.dequantize(self.output_params.quantize(x))
+        given = self.output_params
+        return x if given is None else given.dequantize(given.quantize(x))
 
 
 class WeightOnlyLayer(_Int8Weight):
@@ -210,11 +215,37 @@ class DynamicLinear(_Int8Weight):
         return F.linear(x, self.dequantized_weight(), self.bias)
 
 
-def dequantized(module: nn.Module) -> nn.Module:
-    """Copy a module, with float weights on the int8 grid where inputs are not statically int8.
+class Int8AttentionBias(nn.Module):
+    """Attention biases in int8, with one symmetric scale for the table.
 
-    Each `DynamicLinear` and `WeightOnlyLayer` becomes a float layer, for targets whose converter
-    has to see one; the int8 weights are put in its place in the converted file.
+    They are half of what a window of 14 stores, and hardly anything else bears int8 as well: a
+    float model with nothing but these has logits 95 dB from its own.
+    """
+
+    values: Tensor
+
+    def __init__(self, bias: AttentionBias) -> None:
+        super().__init__()
+        rows = bias.values.reshape(1, -1)
+        quantized, scale = quantize_weight(rows)
+        self.register_buffer("values", quantized.reshape(bias.values.shape))
+        self.scale = float(scale)
+
+    def forward(self) -> Tensor:
+        """Give (heads, N, N) float32."""
+        # per tensor, because ExecuTorch has no kernel for constants per channel
+        out: Tensor = _ops.dequantize_per_tensor.default(
+            self.values, self.scale, 0, -_WEIGHT_MAX, _WEIGHT_MAX, torch.int8
+        )
+        return out
+
+
+def dequantized(module: nn.Module) -> nn.Module:
+    """Copy a module, with float values on the int8 grid where inputs are not statically int8.
+
+    Each `DynamicLinear`, `WeightOnlyLayer` and `Int8AttentionBias` becomes a float module, for
+    targets whose converter has to see one; the integers are put in its place in the converted
+    file.
     """
     from copy import deepcopy
 
@@ -222,6 +253,8 @@ def dequantized(module: nn.Module) -> nn.Module:
 
 
 def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
+    if isinstance(layer, Int8AttentionBias):
+        return AttentionBias(layer())
     if not isinstance(layer, (DynamicLinear, WeightOnlyLayer)):
         return None
     weight = layer.dequantized_weight()

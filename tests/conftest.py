@@ -44,6 +44,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="ImageFolder of photos for the slow tests")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a worker of pytest-xdist have all tests of a file, and all that share a dear fixture."""
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("deployed", "tflite_artifacts") if name in used), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
+
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -157,6 +166,7 @@ def _quantized_program(
         coded=_rounded(float_module, row, [images]) if row.coded else None,
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
+        linear_outputs=form.linear_outputs,
     )
     return Program(
         module=module,

@@ -139,17 +139,22 @@ def test_everything_is_in_one_partition(written: Mapping[str, Written], precisio
 
 def _layer_macs(program: Program) -> dict[str, int]:
     """Multiply-accumulates of Linear and convolution layers, from the shapes torch sees."""
-    macs = {"linear": 0, "conv": 0}
+    macs = {"linear": 0, "conv": 0, "local_conv": 0}
 
-    def count(layer: Any, _: Any, output: torch.Tensor) -> None:
-        kind = "linear" if layer.weight.ndim == 2 else "conv"
-        macs[kind] += output.numel() * layer.weight[0].numel()
+    def counter(kind: str) -> Any:
+        def count(layer: Any, _: Any, output: torch.Tensor) -> None:
+            macs[kind] += output.numel() * layer.weight[0].numel()
 
-    module = program.module
-    layers = [layer for layer in module.modules() if hasattr(layer, "weight")]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+        return count
+
+    hooks = []
+    for name, layer in program.module.named_modules():
+        if hasattr(layer, "weight"):
+            kind = "linear" if layer.weight.ndim == 2 else "conv"
+            last = name.rpartition(".")[2]
+            hooks.append(layer.register_forward_hook(counter(last if last in macs else kind)))
     with torch.no_grad():
-        module(program.example_input())
+        program.module(program.example_input())
     for hook in hooks:
         hook.remove()
     return macs

@@ -26,7 +26,7 @@ from tinyvit_edge.exporters.onnx import OnnxExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.accounting import integer_demand
+from tinyvit_edge.quantization.accounting import integer_demand, layer_macs
 from tinyvit_edge.quantization.qdq import QuantParams, StaticLayer
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ pytest.importorskip("onnxscript")
 
 SIZE = 64
 LABELS = tuple(f"Größe {index}" for index in range(10))
+BLOCKS = 4  # of the small model: each has a local convolution and a table of attention biases
 QUANTIZED = ["w8-dynamic", "w8a8", "w8a8-mixed", "w8"]
 # fp16 is stored, and computed in float32. In int8 most images come out equal, but where a value
 # falls on the other side of a rounding tie, all that follows changes.
@@ -176,8 +177,9 @@ def test_w8a8_runs_in_integer_kernels(build: Build, tmp_path: Path) -> None:
     """Oracle: ONNX Runtime's own optimized graph, which holds the kernels that it runs."""
     built = build("w8a8")
     kernels = Counter(node.op_type for node in optimized(built.path, tmp_path).graph.node)
-    assert (kernels["QLinearConv"], kernels["QGemm"]) == layer_counts(built.program)
-    assert kernels["Conv"] == kernels["Gemm"] == 0
+    convolutions, linears = layer_counts(built.program)
+    assert (kernels["QLinearConv"] + BLOCKS, kernels["QGemm"]) == (convolutions, linears)
+    assert (kernels["Conv"], kernels["Gemm"]) == (BLOCKS, 0)
 
 
 def test_w8_dynamic_runs_in_integer_kernels(build: Build, tmp_path: Path) -> None:
@@ -195,8 +197,12 @@ def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> No
     """Oracle: the file. An int8 weight goes into its layer with no node but DequantizeLinear."""
     graph = build(precision).model().graph
     int8 = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims}
-    users = {node.op_type for node in graph.node if int8 & set(node.input)}
-    assert users == {"MatMulInteger" if precision == "w8-dynamic" else "DequantizeLinear"}
+    users = [node for node in graph.node if int8 & set(node.input)]
+    biases = {node.output[0] for node in users if "attention.bias" in node.input[0]}
+    added = [node.op_type for node in graph.node if biases & set(node.input)]
+    assert added == BLOCKS * ["Add"]
+    layers = {node.op_type for node in users if node.output[0] not in biases}
+    assert layers == {"MatMulInteger" if precision == "w8-dynamic" else "DequantizeLinear"}
     activations = {
         graph_type.type.tensor_type.elem_type
         for graph_type in graph.value_info
@@ -205,6 +211,20 @@ def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> No
         and node.output[0] == graph_type.name
     }
     assert activations == (set() if precision == "w8" else {onnx.TensorProto.UINT8})
+
+
+def test_biases_are_int32_beside_int8(build: Build) -> None:
+    """Oracle: the module's own biases, bit for bit."""
+    built = build("w8a8")
+    graph = built.model().graph
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    found = set()
+    for node in graph.node:
+        whole = stored.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if whole is not None and whole.dtype == np.int32:
+            found.add((whole.astype(np.float32) * stored[node.input[1]]).tobytes())
+    layers = [m for m in built.program.module.modules() if isinstance(m, StaticLayer)]
+    assert found == {layer.bias.numpy().tobytes() for layer in layers}
 
 
 def test_fp16_halves_the_file(build: Build) -> None:
@@ -273,7 +293,9 @@ def test_audit(precision: str, build: Build) -> None:
     convolution = flops["aten.convolution"] // 2
     attention = flops["aten.bmm"] // 2
     linear = sum(flops.values()) // 2 - convolution - attention
-    expected = {"w8-dynamic": linear, "w8a8": linear + convolution}
+    macs = layer_macs(build("fp32").program.module, torch.zeros(1, 3, SIZE, SIZE))
+    local = sum(count for name, count in macs.items() if name.endswith("local_conv"))
+    expected = {"w8-dynamic": linear, "w8a8": linear + convolution - local}
     assert audit.total_macs == linear + convolution + attention
     assert audit.int8_macs == expected.get(precision, 0)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import FormOptions
+from tinyvit_edge.deployment import AttentionBias, FormOptions
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
@@ -21,7 +21,7 @@ from tinyvit_edge.quantization.accounting import integer_demand
 from tinyvit_edge.quantization.calibration import Calibration, calibrate
 from tinyvit_edge.quantization.coded import Coded
 from tinyvit_edge.quantization.ptq import quantize
-from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
+from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, StaticLayer
 
 MakeProgram = Callable[..., Program]
 
@@ -64,7 +64,7 @@ def test_fp16_rounds_parameters_and_buffers_to_half(float_form: nn.Module) -> No
     """Oracle: NumPy's float16, element for element; the attention biases are buffers."""
     made = quantize(float_form, PRECISIONS["fp16"])
     before, after = float_form.state_dict(), made.state_dict()
-    assert any(name.endswith("attention.bias") for name in after)
+    assert any(name.endswith("attention.bias.values") for name in after)
     assert before.keys() == after.keys()
     for name, value in after.items():
         assert value.dtype == torch.float32
@@ -76,7 +76,7 @@ def test_fp16_rounds_parameters_and_buffers_to_half(float_form: nn.Module) -> No
 def test_int8_rows_replace_exactly_their_kinds_of_layer(
     float_form: nn.Module, calibration: Calibration
 ) -> None:
-    """Oracle: the names of the float form's layers; the attention products stay float."""
+    """Oracle: the names of the float form's layers; local convolutions stay float at w8a8."""
     kinds = {name: type(m) for name, m in float_form.named_modules()}
     dynamic = quantize(float_form, PRECISIONS["w8-dynamic"])
     static = quantize(float_form, PRECISIONS["w8a8"], calibration=calibration)
@@ -85,7 +85,10 @@ def test_int8_rows_replace_exactly_their_kinds_of_layer(
         if kind is nn.Linear:
             assert made == (DynamicLinear, StaticLayer)
         elif kind is nn.Conv2d:
-            assert made == (nn.Conv2d, StaticLayer)
+            local = name.endswith("local_conv")
+            assert made == (nn.Conv2d, nn.Conv2d if local else StaticLayer)
+        elif kind is AttentionBias:
+            assert made == (Int8AttentionBias, Int8AttentionBias)
         else:
             assert made == (kind, kind)
     assert not dynamic.training
@@ -225,5 +228,8 @@ def test_few_bits_are_counted_in_whole_bytes_a_layer(
     ]
     bits = PRECISIONS[name].bits
     demand = integer_demand(program.module, program.example_input())
-    assert demand.weight_bytes == {dtype: sum((count * bits + 7) // 8 for count in codes)}
+    buffers = program.module.named_buffers()
+    biases = sum(t.numel() for key, t in buffers if key.endswith("attention.bias.values"))
+    expected = {dtype: sum((count * bits + 7) // 8 for count in codes), "int8": biases}
+    assert demand.weight_bytes == expected
     assert demand.int8_macs == 0

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import FormOptions
+from tinyvit_edge.deployment import AttentionBias, FormOptions
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.qdq import (
     DynamicLinear,
+    Int8AttentionBias,
     QuantParams,
     StaticLayer,
     dequantized,
@@ -48,6 +49,19 @@ def test_weights_come_back_within_half_a_step(shape: tuple[int, ...]) -> None:
         assert error <= scale[channel].double() * (0.5 + 1e-5)
         assert quantized[channel].abs().max() == 127
         assert scale[channel] == pytest.approx(float(weight[channel].abs().max()) / 127)
+
+
+def test_attention_biases_have_one_scale_a_table() -> None:
+    """Oracle: NumPy's rounding to the nearest of 255 levels of the whole table."""
+    values = normal(3, 4, 4)
+    bias = Int8AttentionBias(AttentionBias(values))
+    table = values.numpy()
+    step = np.abs(table).max() / np.float32(127)
+    assert bias.values.dtype == torch.int8
+    assert bias.scale == step
+    np.testing.assert_array_equal(bias.values.numpy(), np.rint(table / step))
+    np.testing.assert_array_equal(bias().numpy(), np.rint(table / step) * step)
+    assert torch.equal(Int8AttentionBias(AttentionBias(0 * values))(), 0 * values)
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:

@@ -66,7 +66,7 @@ def test_layers_are_measured_from_both_sides(
 ) -> None:
     """Oracle: for one layer, modules put together by hand."""
     found = {one.name: one for one in measure_layers(float_form, W8A8, calibration, batches)}
-    assert found.keys() == quantizable(float_form).keys()
+    assert found.keys() == quantizable(float_form, W8A8).keys()
     name = "stages.1.blocks.0.mlp.fc1"
     whole = quantize(float_form, W8A8, calibration=calibration)
     conditioned = deepcopy(float_form)
@@ -90,7 +90,7 @@ def test_a_layer_that_is_broken_stands_first(
     float_form: nn.Module, calibration: Calibration, batches: list[Tensor]
 ) -> None:
     """Oracle: a range a fiftieth of what the layer gives."""
-    name = "stages.1.blocks.0.local_conv"
+    name = "stages.1.downsample.convs.1"
     ranges = calibration.layers[name]
     narrow = replace(ranges, output=replace(ranges.output, scale=ranges.output.scale / 50))
     broken = replace(calibration, layers={**calibration.layers, name: narrow})

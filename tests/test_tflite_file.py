@@ -21,8 +21,8 @@ from tinyvit_edge.errors import ConversionError, InputError
 from tinyvit_edge.exporters import _tflite_file, _tflite_rewrites
 from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.precision import PRECISIONS
-from tinyvit_edge.quantization.accounting import integer_demand
-from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
+from tinyvit_edge.quantization.accounting import integer_demand, layer_macs
+from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, StaticLayer
 
 EXPORTER = TfliteExporter()
 SUPPORTED = [name for name in PRECISIONS if name not in EXPORTER.unsupported]
@@ -101,7 +101,10 @@ def test_static_layers_carry_the_calibrated_parameters(
     artifact = tflite_artifacts("w8a8")
     tensors = artifact.model.subgraphs[0].tensors
     stored = {}
-    for operator in operators(artifact.model, "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+    kernels = operators(artifact.model, "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    integer = [one for one in kernels if tensors[one.inputs[1]].type == schema.TensorType.INT8]
+    assert len(kernels) - len(integer) == 1  # the local convolution
+    for operator in integer:
         used = [tensors[i] for i in (*operator.inputs[:2], operator.outputs[0])]
         assert [tensor.type for tensor in used] == [schema.TensorType.INT8] * 3
         source, weight, target = (tensor.quantization for tensor in used)
@@ -109,13 +112,28 @@ def test_static_layers_carry_the_calibrated_parameters(
             (float(one.scale[0]), int(one.zeroPoint[0])) for one in (source, target)
         )
     layers = [m for m in artifact.program.module.modules() if isinstance(m, StaticLayer)]
-    assert len(layers) == len(stored) == 16  # 2 stem, 3 MBConv, 3 merge, 1 local, 7 Linear
+    assert len(layers) == len(stored) == 15  # 2 stem, 3 MBConv, 3 merge, 7 Linear
     for layer in layers:
         expected = tuple(
             (params.scale, params.zero_point)
             for params in (layer.input_params, layer.output_params)
         )
         assert stored[layer.weight_scale.numpy().tobytes()] == expected
+
+
+def test_attention_biases_are_those_of_the_module(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the `Int8AttentionBias`'s integers and scale, bit for bit, at every int8 row."""
+    for precision in ("w8-dynamic", "w8", "w8a8"):
+        artifact = tflite_artifacts(precision)
+        modules = artifact.program.module.modules()
+        (bias,) = [one for one in modules if isinstance(one, Int8AttentionBias)]
+        integers = bias.values.numpy().tobytes()
+        stored = []
+        for tensor in artifact.model.subgraphs[0].tensors:
+            values = _tflite_file.constant(artifact.model, tensor)
+            if values is not None and values.tobytes() == integers:
+                stored.append(tensor.quantization.scale)
+        assert [scale.tolist() for scale in stored] == [[bias.scale]]
 
 
 def test_static_file_computes_the_rest_in_float(tflite_artifacts: Callable[[str], Any]) -> None:
@@ -138,7 +156,9 @@ def test_audit_counts_what_torch_counts(tflite_artifacts: Callable[[str], Any]) 
         count for op, count in flops.items() if op in ("aten.addmm", "aten.mm", "aten.linear")
     )
     total, attention = sum(flops.values()), flops["aten.bmm"]
-    expected = {"fp32": 0, "fp16": 0, "w8-dynamic": linear, "w8a8": total - attention}
+    macs = layer_macs(module, tflite_artifacts("fp32").input())
+    local = 2 * sum(count for name, count in macs.items() if name.endswith("local_conv"))
+    expected = {"fp32": 0, "fp16": 0, "w8-dynamic": linear, "w8a8": total - attention - local}
     for precision, int8 in expected.items():
         audit = EXPORTER.audit(tflite_artifacts(precision).path)
         assert 2 * audit.total_macs == total
@@ -154,26 +174,30 @@ def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> 
         audit = EXPORTER.audit(artifact.path)
         stored = audit.weight_bytes
         assert (stored["int8"], audit.int8_macs) == (demand.weight_bytes["int8"], demand.int8_macs)
-    # of float32, only the attention biases, factors and LayerNorm's epsilon are left
-    biases = sum(one.numel() * 4 for name, one in left_in_float(artifact.program.module))
-    assert stored["float32"] == pytest.approx(biases, abs=64)
+    # of float32, only the local convolution, factors and LayerNorm's epsilon are left
+    rest = sum(one.numel() * 4 for name, one in left_in_float(artifact.program.module))
+    assert stored["float32"] == pytest.approx(rest, abs=64)
 
 
 def left_in_float(module: nn.Module) -> list[tuple[str, Tensor]]:
-    ends = ("attention.bias", "norm.factor")
-    return [(name, one) for name, one in module.named_buffers() if name.endswith(ends)]
+    ends = ("local_conv.weight", "local_conv.bias", "norm.factor")
+    return [(name, one) for name, one in module.state_dict().items() if name.endswith(ends)]
 
 
 def test_weights_alone_ask_for_a_runtime_that_knows_scales_a_channel(
     tflite_artifacts: Callable[[str], Any],
 ) -> None:
     """Oracle: TensorFlow's op_version.cc: DEQUANTIZE of scales a channel is version 5."""
-    model = tflite_artifacts("w8").model
-    (dequantize,) = operators(model, "DEQUANTIZE")[:1]
-    assert model.operatorCodes[dequantize.opcodeIndex].version == 5
-    model = tflite_artifacts("fp16").model
-    (dequantize,) = operators(model, "DEQUANTIZE")[:1]
-    assert model.operatorCodes[dequantize.opcodeIndex].version == 3
+
+    def versions(precision: str) -> set[int]:
+        model = tflite_artifacts(precision).model
+        return {
+            model.operatorCodes[one.opcodeIndex].version for one in operators(model, "DEQUANTIZE")
+        }
+
+    assert versions("w8") == {5}  # also for the attention biases: it is in the file already
+    assert versions("w8-dynamic") == {2}
+    assert versions("fp16") == {3}
 
 
 def test_constants_behind_the_flatbuffer_are_read(
@@ -219,6 +243,8 @@ def test_a_layer_that_the_converter_changed_is_named(
     weight = _tflite_rewrites.IntegerWeight(
         real=absent, integers=absent.astype(np.int8), scale=absent[0], axis=0
     )
+    with pytest.raises(ConversionError, match=r"stages\.9\.bias: its table"):
+        _tflite_rewrites.store_int8_tables(model, {"stages.9.bias": weight})
     for rewrite in (_tflite_rewrites.quantize_fully_connected, _tflite_rewrites.store_int8):
         with pytest.raises(ConversionError, match=r"layer stages\.9\.q: "):
             rewrite(model, {"stages.9.q": weight})

@@ -45,6 +45,8 @@ class FormOptions:
     """What one run-time activation range covers in this target's dynamic kernels."""
     requantize_weights: bool = False
     """The converter folds quantize(float constant) itself and takes no int8 constant."""
+    linear_outputs: Literal["int8", "float"] = "int8"
+    """What the kernels of static int8 Linear layers give; int8 is rounded once more."""
 
 
 def deployment_form(
@@ -216,10 +218,22 @@ class Block(nn.Module):
         return x[:, :height, :width] if padded else x
 
 
+class AttentionBias(nn.Module):
+    """Attention biases, one for every pair of tokens of a window."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> Tensor:
+        """Give (heads, N, N)."""
+        return self.values
+
+
 class Attention(nn.Module):
     """Multi-head attention of the windows, with a materialised bias."""
-
-    bias: Tensor
 
     def __init__(self, attention: Any, options: FormOptions) -> None:
         super().__init__()
@@ -230,7 +244,7 @@ class Attention(nn.Module):
         self.norm, (self.q, self.k, self.v) = fold_layer_norm(attention.norm, (q, k, v), options)
         self.proj = copy_linear(attention.proj)
         table = attention.attention_biases.detach()  # (heads, offsets)
-        self.register_buffer("bias", table[:, attention.attention_bias_idxs].clone())
+        self.bias = AttentionBias(table[:, attention.attention_bias_idxs].clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (windows, N, C) to (windows, N, C)."""
@@ -238,7 +252,7 @@ class Attention(nn.Module):
         x = self.norm(x)  # (W, N, C)
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # (W*h, N, d)
         scores = torch.bmm(q, k.transpose(1, 2))  # (W*h, N, N)
-        scores = scores.reshape(windows, self.heads, tokens, tokens) + self.bias
+        scores = scores.reshape(windows, self.heads, tokens, tokens) + self.bias()
         weights = scores.softmax(-1).reshape(windows * self.heads, tokens, tokens)
         x = torch.bmm(weights, v)  # (W*h, N, d)
         x = x.reshape(windows, self.heads, tokens, self.head_dim).transpose(1, 2)

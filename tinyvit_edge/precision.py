@@ -21,7 +21,10 @@ A name follows a grammar, and `PRECISIONS` holds the rows that are built:
 ==============  ==================================================================
 
 Under 8 bits, depthwise convolutions and layers of fewer than 2048 weights stay as in ``fp16``, and
-at ``w4g32`` layers whose inputs are no whole number of blocks.
+at ``w4g32`` layers whose inputs are no whole number of blocks. Attention biases are int8 in every
+row whose weights are integers. ``w8a8`` leaves the local convolutions out, the depthwise ones
+between attention and MLP: what goes in and comes out is the sum of all blocks so far, and rounding
+it to 8 bits costs accuracy and saves no time on any runtime here.
 
 ``w<bits>`` is the weights' width, ``a<bits>`` the activations', ``g<inputs>`` how many weights
 share a scale, ``-lut`` says that weights are looked up in a table, ``-dynamic`` that the
@@ -40,12 +43,21 @@ from typing import Literal
 
 from tinyvit_edge.errors import InputError
 
-__all__ = ["MAX_DROP", "PRECISIONS", "Precision", "parse_precision", "parse_precisions"]
+__all__ = [
+    "MAX_DROP",
+    "PRECISIONS",
+    "LayerKind",
+    "Precision",
+    "parse_precision",
+    "parse_precisions",
+]
 
 MAX_DROP = 0.003
 """Usual budget of ``-mixed`` rows: loss of top-1 accuracy, in 0..1."""
 
-LayerKind = Literal["linear", "conv"]
+LayerKind = Literal["linear", "conv", "local-conv"]
+"""The last is the depthwise convolution between attention and MLP, on the sum of all that came
+before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,28 +158,28 @@ _ROWS = (
         name="w8",
         weights="int8",
         activations="half",
-        layers=("linear", "conv"),
+        layers=("linear", "conv", "local-conv"),
         meaning="int8 Linear and conv weights per channel, arithmetic in floating point",
     ),
     Precision(
         name="w6-lut",
         weights="uint6",
         activations="half",
-        layers=("linear", "conv"),
+        layers=("linear", "conv", "local-conv"),
         meaning="weights from a table of 64 values a layer, arithmetic in floating point",
     ),
     Precision(
         name="w4-lut",
         weights="uint4",
         activations="half",
-        layers=("linear", "conv"),
+        layers=("linear", "conv", "local-conv"),
         meaning="weights from a table of 16 values a layer, arithmetic in floating point",
     ),
     Precision(
         name="w4g32",
         weights="int4",
         activations="half",
-        layers=("linear", "conv"),
+        layers=("linear", "conv", "local-conv"),
         block=32,
         meaning="int4 weights, a scale every 32 inputs, arithmetic in floating point",
     ),

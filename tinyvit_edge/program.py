@@ -97,6 +97,7 @@ def build_program(
         coded=coded,
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
+        linear_outputs=form.linear_outputs,
     )
     return Program(
         module=module,
