@@ -19,7 +19,7 @@ demo: .venv/demo.stamp
 		--threads 1 --out out/demo
 
 test: lint
-	$(BIN)/pytest -m "not slow" -n auto --dist loadgroup
+	$(BIN)/pytest -m "not slow" -n auto
 
 test-all: test slow
 

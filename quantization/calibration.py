@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -70,8 +70,15 @@ class Calibration:
     """What the channels of a norm are divided by before they are quantized."""
     left_float: Mapping[str, str] | None = None
     """Layers that ``-mixed`` rows leave in float32, and why; None where nobody has chosen."""
+    left_float_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The same for targets on which other layers are the cheapest to leave."""
     photos_sha256: str | None = None
     """`tinyvit_edge.data.fingerprint` of the photos; None where they did not come from files."""
+
+    def on(self, target: str) -> Calibration:
+        """The same with one target's choice of layers alone."""
+        chosen = self.left_float_on.get(target, self.left_float)
+        return replace(self, left_float=chosen, left_float_on={})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
@@ -89,6 +96,7 @@ class Calibration:
             },
             "factors": {name: list(values) for name, values in self.factors.items()},
             "left_float": None if self.left_float is None else dict(self.left_float),
+            "left_float_on": {name: dict(layers) for name, layers in self.left_float_on.items()},
         }
 
     @classmethod
@@ -114,6 +122,9 @@ class Calibration:
             method=values["method"],
             factors={name: tuple(map(float, f)) for name, f in values.get("factors", {}).items()},
             left_float=None if left_float is None else dict(left_float),
+            left_float_on={
+                name: dict(layers) for name, layers in values.get("left_float_on", {}).items()
+            },
         )
 
     def write(self, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> None:

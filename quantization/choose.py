@@ -25,8 +25,9 @@ from tinyvit_edge.data import (
     load_batches,
     scan_folder,
 )
-from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.errors import DataError, InputError
+from tinyvit_edge.exporters import TARGETS, exporter
 from tinyvit_edge.precision import MAX_DROP, Precision
 from tinyvit_edge.quantization.calibration import (
     Calibration,
@@ -74,6 +75,8 @@ class ChooseRequest:
     """A ``-mixed`` row, where layers to leave in float32 are wanted."""
     max_drop: float = MAX_DROP
     """Its budget: loss of top-1 on images that ranges do not come from, in 0..1."""
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """Where it will run: what a layer in float32 costs differs."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
@@ -96,8 +99,19 @@ def choose(checkpoint: Checkpoint, request: ChooseRequest, display: QuietDisplay
     if request.mixed is None or held_out is None:
         return found
     layers = _measure(form, request.mixed, found, batches, display)
-    reasons = _leave_float(checkpoint, form, request, found, held_out, layers, display)
-    return replace(found, left_float=reasons)
+    drop = _drop(form, request.mixed, found, _others(checkpoint, form, held_out), display)
+    wanted = {target: _costs(exporter(target).form) for target in request.targets}
+    chosen = {
+        costs: _leave_float(layers, costs, drop, request.max_drop)
+        for costs in dict.fromkeys(wanted.values())
+    }
+    usual = chosen.get(FormOptions(), next(iter(chosen.values())))
+    by_target = {target: chosen[costs] for target, costs in wanted.items()}
+    return replace(
+        found,
+        left_float=usual,
+        left_float_on={target: names for target, names in by_target.items() if names != usual},
+    )
 
 
 def sensitivities(
@@ -259,30 +273,58 @@ def _measure(
         return measure_layers(form, precision, calibration, probes, progress=advance)
 
 
-def _leave_float(
-    checkpoint: Checkpoint,
-    form: nn.Module,
-    request: ChooseRequest,
-    calibration: Calibration,
-    held_out: ImageDataset,
-    layers: Sequence[LayerSensitivity],
-    display: QuietDisplay,
-) -> dict[str, str]:
-    precision = request.mixed
-    assert precision is not None
-    batches = list(_batches(checkpoint, held_out))
-    exact = _classes(form, batches)
-    labels = [sample.label for sample in held_out.samples]
-    wanted = np.array(labels) if held_out.labelled else exact
+def _costs(form: FormOptions) -> FormOptions:
+    """What of a target's form decides which layers to leave; the same for targets that agree."""
+    return FormOptions(linear_outputs=form.linear_outputs, float_conv_cost=form.float_conv_cost)
 
-    def drop(names: frozenset[str]) -> float:
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """Photos that the loss is measured on, and what float32 makes of them."""
+
+    batches: list[Tensor]
+    exact: NDArray[np.int64]
+    """Classes that float32 chooses."""
+    wanted: NDArray[np.int64]
+    """Classes that are right; those of float32 where there are no labels."""
+
+
+def _others(checkpoint: Checkpoint, form: nn.Module, photos: ImageDataset) -> _Others:
+    batches = list(_batches(checkpoint, photos))
+    exact = _classes(form, batches)
+    labels = [sample.label for sample in photos.samples]
+    return _Others(batches, exact, np.array(labels) if photos.labelled else exact)
+
+
+def _drop(
+    form: nn.Module,
+    precision: Precision,
+    calibration: Calibration,
+    others: _Others,
+    display: QuietDisplay,
+) -> Callable[[frozenset[str], FormOptions], float]:
+    """A function that measures the loss of top-1 with some layers left out, in 0..1."""
+
+    def drop(names: frozenset[str], costs: FormOptions) -> float:
         left = replace(calibration, left_float=dict.fromkeys(names, ""))
-        found = _classes(quantize(form, precision, calibration=left), batches)
-        lost = float((exact == wanted).mean() - (found == wanted).mean())
+        module = quantize(form, precision, calibration=left, linear_outputs=costs.linear_outputs)
+        found = _classes(module, others.batches)
+        lost = float((others.exact == others.wanted).mean() - (found == others.wanted).mean())
         display.say(f"{len(names)} layers in float32: top-1 drop {100 * lost:.2f} points")
         return lost
 
-    names = smallest_set([layer.name for layer in ranked(layers)], drop, request.max_drop)
+    return drop
+
+
+def _leave_float(
+    layers: Sequence[LayerSensitivity],
+    costs: FormOptions,
+    drop: Callable[[frozenset[str], FormOptions], float],
+    max_drop: float,
+) -> dict[str, str]:
+    """The layers to leave, with reasons, where layers in float32 cost so much."""
+    order = [layer.name for layer in ranked(layers, conv_cost=costs.float_conv_cost)]
+    names = smallest_set(order, lambda some: drop(some, costs), max_drop)
     total = sum(layer.macs for layer in layers)
     return {
         layer.name: (

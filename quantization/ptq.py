@@ -209,6 +209,7 @@ def run(request: PtqRequest, *, display: QuietDisplay | None = None) -> dict[str
     }
     if calibration.left_float is not None:
         facts["left_float"] = dict(calibration.left_float)
+        facts["left_float_on"] = {k: dict(v) for k, v in calibration.left_float_on.items()}
     if dataset is not None:
         facts |= _losses(checkpoint, precision, calibration, dataset, display)
     return facts

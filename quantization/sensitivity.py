@@ -117,9 +117,22 @@ def measure_layers(
     )
 
 
-def ranked(layers: Iterable[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:
-    """By noise that goes a multiply-accumulate that stays in float32, the best bargain first."""
-    return tuple(sorted(layers, key=lambda layer: (-layer.gain / layer.macs, layer.name)))
+def ranked(
+    layers: Iterable[LayerSensitivity], *, conv_cost: float = 1.0
+) -> tuple[LayerSensitivity, ...]:
+    """By noise that goes for the time that a layer loses in float32, the best bargain first.
+
+    Args:
+        layers: to be sorted.
+        conv_cost: `tinyvit_edge.deployment.FormOptions.float_conv_cost`.
+    """
+
+    def order(layer: LayerSensitivity) -> tuple[float, float, str]:
+        cost = layer.macs * (conv_cost if layer.kind == "conv" else 1.0)
+        bargain = layer.gain / cost if cost else math.copysign(math.inf, layer.gain)
+        return (-bargain, -layer.gain, layer.name)
+
+    return tuple(sorted(layers, key=order))
 
 
 def smallest_set(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor, nn
+from xdist.scheduler import LoadScopeScheduling
 
 import report_samples
 import timm_oracle as timm_oracle_module
@@ -44,13 +45,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="ImageFolder of photos for the slow tests")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a worker of pytest-xdist have all tests of a file, and all that share a dear fixture."""
-    for item in items:
-        used = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("deployed", "tflite_artifacts") if name in used), None)
-        item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
+class _ByFixture(LoadScopeScheduling):
+    """Gives a worker all tests of a file, and all files that share a dear fixture."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        text = (self.config.rootpath / file).read_text(encoding="utf-8")
+        return next((name for name in ("deployed", "tflite_artifacts") if name in text), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Tell pytest-xdist; its own groups by marks do nothing under pytest 9."""
+    return _ByFixture(config, log)
 
 
 Model = TypeVar("Model", bound=nn.Module)

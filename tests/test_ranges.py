@@ -14,7 +14,7 @@ from tinyvit_edge.data import scan_folder
 from tinyvit_edge.deployment import deployment_form
 from tinyvit_edge.evaluate import sample_images
 from tinyvit_edge.precision import PRECISIONS
-from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate, quantizable
+from tinyvit_edge.quantization.calibration import CalibrationOptions, calibrate
 from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.qdq import QuantParams
@@ -138,8 +138,8 @@ def measured_error(module: nn.Module, batch: Tensor, place: Place, params: Quant
 def test_influence_predicts_what_quantizing_a_tensor_does(digits_form: nn.Module) -> None:
     """Oracle: quantize one tensor at a time, and look at the logits of the trained model."""
     batch = normal(48, 3, 64, 64, seed=5)
-    names = list(quantizable(digits_form))
     found = calibrate(digits_form, [batch])
+    names = list(found.layers)
     places = [(names[i], side) for i in (0, 2, 5, 12, 20, -1) for side in ("input", "output")]
     tried: dict[Place, list[QuantParams]] = {}
     for name, side in places:

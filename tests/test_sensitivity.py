@@ -58,6 +58,24 @@ def test_rank_is_by_gain_a_multiply_accumulate() -> None:
     assert [one.name for one in ranked(layers)] == ["cheap", "dear", "bad"]
 
 
+def test_rank_by_what_a_target_loses() -> None:
+    """Oracle: by hand: where convolutions cost nothing in float32, those that gain come first."""
+    linear = replace(layer("linear", 1, 23.0), kind="linear")
+    layers = [linear, layer("small", 100, 20.5), layer("big", 1000, 21.0), layer("bad", 1, 19.0)]
+    free = [one.name for one in ranked(layers, conv_cost=0.0)]
+    assert free == ["big", "small", "linear", "bad"]
+    assert [one.name for one in ranked(layers)] == ["linear", "small", "big", "bad"]
+
+
+def test_a_target_has_its_own_choice(calibration: Calibration) -> None:
+    """Oracle: by hand; and it survives the file's form."""
+    both = replace(calibration, left_float_on={"onnx": {"stem.convs.0": "free"}})
+    again = Calibration.from_dict(json.loads(json.dumps(both.to_dict())))
+    assert again.on("onnx").left_float == {"stem.convs.0": "free"}
+    assert again.on("tflite").left_float == calibration.left_float
+    assert again.on("onnx").left_float_on == {}
+
+
 def test_layers_are_measured_from_both_sides(
     float_form: nn.Module,
     calibration: Calibration,
@@ -160,7 +178,9 @@ def test_choose_keeps_to_its_budget_on_other_photos(
     fragile: Checkpoint, few: Path, digits_images: Path
 ) -> None:
     """Oracle: accuracy on digits that took no part, of the mixed and of the plain program."""
-    request = ChooseRequest(photos=few, images=32, mixed=MIXED, max_drop=0.02)
+    request = ChooseRequest(
+        photos=few, images=32, mixed=MIXED, max_drop=0.02, targets=("executorch",)
+    )
     found = choose(fragile, request, QuietDisplay())
     assert found.left_float is not None
     assert found.left_float

@@ -103,8 +103,10 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
     """
     target, root = cell.exporter, out / cell.name
     calibration = source.calibration if cell.precision.calibrated else None
-    if calibration is not None and not cell.precision.mixed:
-        calibration = replace(calibration, left_float=None)
+    if calibration is not None:
+        calibration = calibration.on(cell.target)
+        if not cell.precision.mixed:
+            calibration = replace(calibration, left_float=None)
     program = build_program(
         source.checkpoint,
         cell.precision,

@@ -207,7 +207,10 @@ def _photos(request: DeployRequest) -> ChooseRequest | None:
     if request.calib is None:
         return None
     return ChooseRequest(
-        photos=request.calib, images=request.calib_images, max_drop=request.max_drop
+        photos=request.calib,
+        images=request.calib_images,
+        max_drop=request.max_drop,
+        targets=tuple(request.targets),
     )
 
 

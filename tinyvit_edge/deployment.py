@@ -47,6 +47,9 @@ class FormOptions:
     """The converter folds quantize(float constant) itself and takes no int8 constant."""
     linear_outputs: Literal["int8", "float"] = "int8"
     """What the kernels of static int8 Linear layers give; int8 is rounded once more."""
+    float_conv_cost: float = 1.0
+    """Time that a convolution's multiply-accumulate loses when it stays in float, with that of a
+    Linear layer's as the unit."""
 
 
 def deployment_form(

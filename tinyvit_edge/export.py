@@ -151,7 +151,11 @@ def _from_photos(
         return None, None
     if request.calib is None and request.calibration is None:
         raise InputError(f"{cell.name} needs photos to calibrate on: give --calib DIR")
-    photos = None if request.calib is None else ChooseRequest(photos=request.calib)
+    photos = (
+        None
+        if request.calib is None
+        else ChooseRequest(photos=request.calib, targets=(request.target,))
+    )
     calibration = calibration_for(
         checkpoint, [cell.precision], photos=photos, ranges=request.calibration, display=display
     )
