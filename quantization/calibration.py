@@ -26,6 +26,7 @@ from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.qdq import QuantParams
 from tinyvit_edge.quantization.ranges import METHODS, Histogram
+from tinyvit_edge.quantization.tuned import Tuned, read_tuned, write_tuned
 
 if TYPE_CHECKING:
     from tinyvit_edge.precision import Precision
@@ -72,6 +73,8 @@ class Calibration:
     """Layers that ``-mixed`` rows leave in float32, and why; None where nobody has chosen."""
     left_float_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The same for targets on which other layers are the cheapest to leave."""
+    tuned: Tuned = field(default_factory=dict, compare=False, repr=False)
+    """Weights that were trained for these ranges; a file of their own."""
     photos_sha256: str | None = None
     """`tinyvit_edge.data.fingerprint` of the photos; None where they did not come from files."""
 
@@ -81,7 +84,7 @@ class Calibration:
         return replace(self, left_float=chosen, left_float_on={})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, for the manifest."""
+        """As JSON values, for the manifest; without `tuned`."""
         return {
             "method": self.method,
             "images": self.images,
@@ -128,13 +131,20 @@ class Calibration:
         )
 
     def write(self, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> None:
-        """Write a JSON file that `read` takes, with what the ranges are for."""
+        """Write a JSON file that `read` takes, with what the ranges are for.
+
+        Trained weights go beside it, as ``<name>.tuned.safetensors``.
+        """
         head = {
             "schema_version": _SCHEMA_VERSION,
             "weights_sha256": weights_sha256,
             "preprocessing": preprocessing.to_dict(),
         }
-        write_json(path, head | self.to_dict())
+        values = head | self.to_dict()
+        if self.tuned:
+            beside = path.with_name(f"{path.stem}.tuned.safetensors")
+            values["tuned"] = write_tuned(beside, self.tuned)
+        write_json(path, values)
 
     @classmethod
     def read(cls, path: Path, *, weights_sha256: str, preprocessing: Preprocessing) -> Calibration:
@@ -147,7 +157,7 @@ class Calibration:
 
         Raises:
             InputError: missing, damaged, of another version, or calibrated for other weights or
-                with another contract.
+                with another contract; or its trained weights are.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -157,6 +167,8 @@ class Calibration:
             calibration = cls.from_dict(values)
             made_for = values["weights_sha256"]
             contract = Preprocessing.from_dict(values["preprocessing"])
+            about = values.get("tuned")
+            tuned = {} if about is None else read_tuned(path.parent, about)
         except _DAMAGE as error:
             raise InputError(
                 f"{path}: not a file of ranges ({error}); write one with quantize ptq"
@@ -170,7 +182,7 @@ class Calibration:
                     f"{path}: calibrated with preprocessing {name} {then}, and the weights are "
                     f"used with {now}; give quantize ptq the same --image-size and --preprocessing"
                 )
-        return calibration
+        return replace(calibration, tuned=tuned)
 
 
 def quantizable(

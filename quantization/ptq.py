@@ -28,6 +28,7 @@ from tinyvit_edge.quantization.qdq import (
     WeightOnlyLayer,
     replace_layers,
 )
+from tinyvit_edge.quantization.tuned import apply_tuned
 
 if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import Checkpoint
@@ -94,6 +95,7 @@ def quantize(
         raise InputError(f"precision {precision.name!r} needs calibration images: give --calib")
     if calibration is not None and precision.calibrated:
         apply_factors(module, calibration.factors)
+        apply_tuned(module, calibration.tuned)
     names = set(quantizable(module, precision)) - set(_left_float(precision, calibration))
 
     def make(name: str, layer: nn.Module) -> nn.Module | None:

@@ -33,6 +33,7 @@ __all__ = [
     "geometry",
     "product",
     "quantize_weight",
+    "quantize_with_bias",
 ]
 
 _ops = torch.ops.quantized_decomposed
@@ -100,6 +101,24 @@ def quantize_weight(weight: Tensor, *, least_scale: Tensor | None = None) -> tup
     return quantized.clamp(-_WEIGHT_MAX, _WEIGHT_MAX).to(torch.int8), scale
 
 
+def quantize_with_bias(
+    weight: Tensor, bias: Tensor, input_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize a weight (out, ...) and round its bias (out,) for an int8 input of that scale.
+
+    Runtimes with int8 inputs hold the bias in int32, in units of input scale times weight scale.
+    Rounding it here makes them exact; a lower bound on the scale keeps the bias of a channel with
+    hardly any weight from overflowing.
+
+    Returns:
+        The int8 weight, its scales (out,) float32, and the bias float32.
+    """
+    least = bias.abs() / (input_scale * _BIAS_MAX)
+    quantized, scale = quantize_weight(weight, least_scale=least)
+    unit = input_scale * scale
+    return quantized, scale, torch.round(bias / unit) * unit
+
+
 def geometry(layer: nn.Linear | nn.Conv2d) -> tuple[Any, ...] | None:
     """Stride, padding, dilation and groups of a convolution; None for a Linear."""
     if isinstance(layer, nn.Linear):
@@ -132,13 +151,7 @@ class _Int8Weight(nn.Module):
         if input_scale is None:
             weight, scale = quantize_weight(layer.weight.detach())
         else:
-            # Runtimes with int8 inputs hold the bias in int32, in units of input scale times
-            # weight scale. Rounding it here makes them exact; the lower bound keeps the bias of
-            # a channel with hardly any weight from overflowing.
-            least = bias.abs() / (input_scale * _BIAS_MAX)
-            weight, scale = quantize_weight(layer.weight.detach(), least_scale=least)
-            unit = input_scale * scale
-            bias = torch.round(bias / unit) * unit
+            weight, scale, bias = quantize_with_bias(layer.weight.detach(), bias, input_scale)
         if requantize:
             # LiteRT's converter folds quantize(float constant) into an int8 constant, and takes
             # no int8 constant directly; these values lie on the grid, so nothing changes

@@ -203,12 +203,11 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
         precision=parse_precision(bundle.precision),
         options=manifest["options"],
     )
-    ranges = manifest["quantization"]
     program = build_program(
         checkpoint,
         cell.precision,
         form=cell.exporter.form,
-        calibration=None if ranges is None else Calibration.from_dict(ranges),
+        calibration=bundle.ranges(),
         coded=bundle.coded() if cell.precision.coded else None,
     )
     artifact = manifest["artifact"]

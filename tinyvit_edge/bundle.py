@@ -15,13 +15,14 @@
                         reference_logits float32 (classes,)  float32 PyTorch model
                         artifact_logits  float32 (classes,)  the artifact, in its runtime here
     rounded.safetensors rounded weights, where the precision has fewer than 8 bits
+    tuned.safetensors   weights that quantize qat trained, where the ranges came from it
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +47,7 @@ __all__ = ["Bundle", "GoldenImage", "golden_images", "read_bundle", "write_bundl
 
 _SCHEMA_VERSION = 1
 _GOLDEN_SIDE = 512
-_CODED = "rounded.safetensors"
+_CODED, _TUNED = "rounded.safetensors", "tuned.safetensors"
 _DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
@@ -90,6 +91,21 @@ class Bundle:
     def artifact(self) -> Path:
         """Path of the artifact."""
         return self.root / str(self.manifest["artifact"]["file"])
+
+    def ranges(self) -> Calibration | None:
+        """What activations were quantized by, where the precision is calibrated.
+
+        Raises:
+            InputError: the trained weights that go with it are missing or damaged.
+        """
+        from tinyvit_edge.quantization.calibration import Calibration
+        from tinyvit_edge.quantization.tuned import read_tuned
+
+        values = self.manifest["quantization"]
+        if values is None:
+            return None
+        tuned = read_tuned(self.root, values["tuned"]) if "tuned" in values else {}
+        return replace(Calibration.from_dict(values), tuned=tuned)
 
     def coded(self) -> dict[str, Coded]:
         """Rounded weights, by layer, where the precision has weights of few bits.
@@ -197,7 +213,7 @@ def write_bundle(
         "input": _input(exported.input, size),
         "output": {"name": OUTPUT_NAME, "shape": [1, classes], "dtype": "float32"},
         "outputs": list(exported.outputs),
-        "quantization": None if calibration is None else calibration.to_dict(),
+        "quantization": None if calibration is None else _write_ranges(root, calibration),
         "rounding": _write_coded(root, program, moments) if program.precision.coded else None,
     }
     write_json(root / "manifest.json", manifest)
@@ -239,6 +255,15 @@ def read_bundle(root: Path) -> Bundle:
             "export again"
         )
     return bundle
+
+
+def _write_ranges(root: Path, calibration: Calibration) -> dict[str, Any]:
+    from tinyvit_edge.quantization.tuned import write_tuned
+
+    values = calibration.to_dict()
+    if calibration.tuned:
+        values["tuned"] = write_tuned(root / _TUNED, calibration.tuned)
+    return values
 
 
 def _write_coded(root: Path, program: Program, moments: Moments | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands that choose quantization parameters: quantize ptq and quantize sensitivity."""
+"""The commands that choose quantization parameters: quantize ptq, qat and sensitivity."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tinyvit_edge.cli_common import (
     preset_name,
 )
 from tinyvit_edge.cli_measure import show_facts, write_page
+from tinyvit_edge.cli_train import SeedOption, TorchThreadsOption, WorkersOption
 from tinyvit_edge.precision import MAX_DROP
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(help="Choose quantization parameters.", no_args_is_help=True)
     group.command()(ptq)
+    group.command()(qat)
     group.command()(sensitivity)
     app.add_typer(group, name="quantize")
 
@@ -91,6 +93,73 @@ def ptq(
         preprocessing=preset_name(preprocessing),
     )
     facts = quantize(request, display=make_display(quiet=quiet))
+    if emit(facts, json):
+        show_facts(facts)
+
+
+def qat(
+    weights: WeightsOption,
+    data: Annotated[Path, typer.Option(help="Photos to train on, and to judge by.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run, made or continued.")],
+    precision: Annotated[str, typer.Option(help="w8a8 or w8a8-mixed.")] = "w8a8",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Ranges to start from; absent: chosen on --data.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="What teach wrote of --data; absent: the float32 model teaches."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that each photo is seen.")] = 1,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Evenly spaced photos to train on; absent: all.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    hold_out: Annotated[
+        int, typer.Option(min=2, help="Every n-th photo is judged by instead of trained on.")
+    ] = 20,
+    method: MethodOption = "auto",
+    conditioning: ConditioningOption = None,
+    max_drop: MaxDropOption = 100 * MAX_DROP,
+    calib_images: CalibImagesOption = 128,
+    image_size: SizeOption = None,
+    preprocessing: PresetOption = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = 2,
+    threads: TorchThreadsOption = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the weights for a precision, and keep them if they beat its calibration alone.
+
+    OUT/ranges.json is then what --calibration of deploy and export takes. A run that was stopped
+    goes on where it was.
+    """
+    from tinyvit_edge.console import make_display
+    from tinyvit_edge.quantization.calibration import CalibrationOptions
+    from tinyvit_edge.quantization.qat import run as train
+    from tinyvit_edge.quantization.qat_request import QatRequest, recipe
+
+    request = QatRequest(
+        weights=weights,
+        data=data,
+        out=out,
+        precision=precision,
+        calibration=calibration,
+        store=store,
+        recipe=recipe(epochs=epochs, batch=batch, lr=lr, stored=store is not None),
+        images=images,
+        hold_out=hold_out,
+        options=CalibrationOptions(method=method, strength=conditioning),
+        max_drop=max_drop / 100,
+        calib_images=calib_images,
+        image_size=image_size,
+        preprocessing=preset_name(preprocessing),
+        seed=seed,
+        workers=workers,
+        threads=threads,
+    )
+    facts = train(request, display=make_display(quiet=quiet))
     if emit(facts, json):
         show_facts(facts)
 
