@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.files import write_json
-from tinyvit_edge.precision import PRECISIONS, LayerKind
+from tinyvit_edge.precision import PRECISIONS, LayerKind, Precision
 from tinyvit_edge.preprocessing import Preprocessing
 from tinyvit_edge.quantization.conditioning import apply_factors, factors_of
 from tinyvit_edge.quantization.hooks import attached
@@ -27,9 +27,6 @@ from tinyvit_edge.quantization.influence import Place, logit_errors
 from tinyvit_edge.quantization.qdq import QuantParams
 from tinyvit_edge.quantization.ranges import METHODS, Histogram
 from tinyvit_edge.quantization.tuned import Tuned, read_tuned, write_tuned
-
-if TYPE_CHECKING:
-    from tinyvit_edge.precision import Precision
 
 __all__ = [
     "AUTO",
@@ -247,6 +244,7 @@ def calibrate(
     batches: Sequence[Tensor],
     options: CalibrationOptions | None = None,
     *,
+    precision: Precision = PRECISIONS["w8a8"],
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Run a float deployment form over images and choose the range of each layer.
@@ -255,6 +253,7 @@ def calibrate(
         module: float deployment form.
         batches: normalised images (B, 3, S, S) float32.
         options: how; the default ones when left out.
+        precision: the row whose layers get ranges.
         progress: called with the number of images in each batch done; `options.work` in all.
 
     Raises:
@@ -269,7 +268,9 @@ def calibrate(
         factors = factors_of(module, _told(batches, progress), options.strength)
         module = deepcopy(module)
         apply_factors(module, factors)
-    extremes = {place: _MinMax() for place in _places(module)}
+    names = list(quantizable(module, precision))
+    places: list[Place] = [(name, side) for name in names for side in ("input", "output")]
+    extremes = {place: _MinMax() for place in places}
     _observe(module, _told(batches, progress), extremes)
     histograms = {place: Histogram.over(*seen.range(place)) for place, seen in extremes.items()}
     if method != "min-max":
@@ -285,7 +286,7 @@ def calibrate(
                 output=chosen[name, "output"][1],
                 rules=(chosen[name, "input"][0], chosen[name, "output"][0]),
             )
-            for name in _ranged(module)
+            for name in names
         },
         images=sum(map(len, batches)),
         method=method,
@@ -322,14 +323,6 @@ def evenly(batches: Sequence[Tensor], count: int) -> list[Tensor]:
     if len(images) <= count:
         return list(batches)
     return [torch.stack([images[i * len(images) // count] for i in range(count)])]
-
-
-def _ranged(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    return quantizable(module, PRECISIONS["w8a8"])
-
-
-def _places(module: nn.Module) -> list[Place]:
-    return [(name, side) for name in _ranged(module) for side in ("input", "output")]
 
 
 def _told(batches: Sequence[Tensor], progress: Callable[[int], None] | None) -> Iterator[Tensor]:
