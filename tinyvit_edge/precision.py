@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tinyvit_edge.errors import InputError
@@ -80,7 +80,7 @@ class Precision:
     mixed: bool = False
     """Whether the layers that the calibration names stay in floating point, too."""
     meaning: str
-    why_float: Mapping[ProductKind, str]
+    why_float: Mapping[ProductKind, str] = field(hash=False)
     """What is computed in floating point, and why."""
 
     @property
