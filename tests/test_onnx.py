@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_edge
-from audit_samples import asked, failed, with_pair
-from tinyvit_edge.deployment import FormOptions
+from onnx_samples import LABELS, SIZE, Build
 from tinyvit_edge.errors import ConversionError, InputError
-from tinyvit_edge.exporters import Exported
 from tinyvit_edge.exporters.onnx import OnnxExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.accounting import integer_demand
 from tinyvit_edge.quantization.qdq import QuantParams, StaticLayer
 
 if TYPE_CHECKING:
@@ -39,8 +33,6 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-SIZE = 64
-LABELS = tuple(f"Größe {index}" for index in range(10))
 QUANTIZED = ["w8-dynamic", "w8a8", "w8a8-mixed", "w8"]
 # fp16 is stored, and computed in float32. In int8 most images come out equal, but where a value
 # falls on the other side of a rounding tie, all that follows changes.
@@ -53,26 +45,7 @@ MIN_SQNR_DB = {
     "w8": 100.0,
 }
 
-SmallProgram = Callable[[str, FormOptions], Program]
 Sqnr = Callable[[Tensor, Tensor], float]
-
-
-@dataclass(frozen=True)
-class Built:
-    program: Program
-    path: Path
-    exported: Exported
-
-    def torch_logits(self, image: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = self.program.module(image)
-        return logits
-
-    def model(self) -> Any:
-        return onnx.load(self.path)
-
-
-Build = Callable[[str], Built]
 
 
 def as_program(module: nn.Module, *, precision: str = "fp32") -> Program:
@@ -87,17 +60,9 @@ def as_program(module: nn.Module, *, precision: str = "fp32") -> Program:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory, small_program: SmallProgram) -> Build:
+def build(onnx_artifacts: Build) -> Build:
     """`build(precision)`: the small program, exported once."""
-    folder = tmp_path_factory.mktemp("onnx")
-
-    @cache
-    def made(precision: str) -> Built:
-        program = replace(small_program(precision, OnnxExporter().form), labels=LABELS)
-        path = folder / f"{precision}.onnx"
-        return Built(program, path, OnnxExporter().export(program, path))
-
-    return made
+    return onnx_artifacts
 
 
 @pytest.fixture
@@ -262,103 +227,6 @@ def test_export_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     """Oracle: the terminal."""
     OnnxExporter().export(as_program(Flat(nn.Identity())), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("precision", [name for name in MIN_SQNR_DB if name != "w8a8-mixed"])
-def test_audit(precision: str, build: Build) -> None:
-    """Oracle: torch's own operation counter, run over the float module."""
-    audit = OnnxExporter().audit(build(precision).path)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build("fp32").program.module(torch.zeros(1, 3, SIZE, SIZE))
-    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    convolution = flops["aten.convolution"] // 2
-    attention = flops["aten.bmm"] // 2
-    linear = sum(flops.values()) // 2 - convolution - attention
-    kinds = {"attention": attention, "conv": convolution, "linear": linear}
-    integer = {"w8-dynamic": {"linear"}, "w8a8": {"linear", "conv"}}.get(precision, set())
-    assert {kind: share.macs for kind, share in audit.left_float.items()} == {
-        kind: macs for kind, macs in kinds.items() if kind not in integer
-    }
-    int8 = sum(kinds[kind] for kind in integer)
-    wanted = {"float32": sum(kinds.values()) - int8, "int8": int8}
-    assert audit.macs == {dtype: macs for dtype, macs in wanted.items() if macs}
-
-
-@pytest.mark.parametrize("precision", QUANTIZED)
-def test_audit_counts_what_the_program_asks_for(precision: str, build: Build) -> None:
-    """Oracles: the quantized layers of the torch module; the sizes of the file's constants."""
-    built = build(precision)
-    demand = integer_demand(built.program.module, built.program.example_input())
-    audit = OnnxExporter().audit(built.path)
-    assert (audit.weight_bytes["int8"], audit.int8_macs) == (
-        demand.weight_bytes["int8"],
-        demand.int8_macs,
-    )
-    stored = sum(onnx.numpy_helper.to_array(t).nbytes for t in built.model().graph.initializer)
-    assert sum(audit.weight_bytes.values()) == stored  # zero points too, beside their scales
-
-
-def test_audit_counts_the_conversions_that_run(build: Build) -> None:
-    """Oracles: what torch's layers read and give; the nodes of the file as onnx itself lists them,
-    of which each layer takes up a quantize behind it, and a dequantize for each input before it.
-    """
-    built = build("w8a8")
-    audit, wanted = OnnxExporter().audit(built.path), asked(built.program)
-    assert (audit.quantize, audit.dequantize) == (wanted.inputs, wanted.layers)
-    graph = built.model().graph
-    constants = {tensor.name for tensor in graph.initializer}
-    nodes = Counter(n.op_type for n in graph.node if not constants & set(n.input[:1]))
-    assert nodes["QuantizeLinear"] == audit.quantize + wanted.layers
-    assert nodes["DequantizeLinear"] == audit.dequantize + wanted.inputs
-    dynamic = build("w8-dynamic")
-    found = Counter(node.op_type for node in dynamic.model().graph.node)
-    audit = OnnxExporter().audit(dynamic.path)
-    assert (audit.quantize, audit.dequantize) == (found["DynamicQuantizeLinear"], 0)
-    for precision in ("fp32", "fp16", "w8"):
-        audit = OnnxExporter().audit(build(precision).path)
-        assert (audit.quantize, audit.dequantize, audit.needless) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("precision", MIN_SQNR_DB)
-def test_a_whole_file_is_what_its_program_asks_for(precision: str, build: Build) -> None:
-    """Oracle: no gate fails."""
-    built = build(precision)
-    assert failed(OnnxExporter().audit(built.path), built.program) == set()
-
-
-def test_a_layer_left_float_is_caught(build: Build, tmp_path: Path) -> None:
-    """Oracle: the one convolution whose result is not rounded, which no integer kernel takes; and
-    the other way round, layers that were to be left in floating point.
-    """
-    built = build("w8a8")
-    model = built.model()
-    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
-    rounding = next(n for n in model.graph.node if convolution.output[0] in n.input)
-    widening = next(n for n in model.graph.node if rounding.output[0] in n.input)
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == widening.output[0]:
-                node.input[place] = convolution.output[0]
-    model.graph.node.remove(rounding)
-    model.graph.node.remove(widening)
-    onnx.save(model, tmp_path / "model.onnx")
-    audit = OnnxExporter().audit(tmp_path / "model.onnx")
-    assert audit.left_float["conv"].count == 1
-    # its input is rounded and widened for nothing
-    caught = {"int8 multiply-accumulates", "needless conversions"}
-    assert failed(audit, built.program) == caught
-    mixed = build("w8a8-mixed")
-    assert "int8 multiply-accumulates" in failed(OnnxExporter().audit(mixed.path), built.program)
-    assert failed(OnnxExporter().audit(built.path), mixed.program) >= {"float multiply-accumulates"}
-
-
-def test_a_pair_that_no_layer_asks_for_is_caught(build: Build, tmp_path: Path) -> None:
-    """Oracle: the program with a quantize/dequantize pair before one LayerNorm."""
-    program = with_pair(build("w8a8").program)
-    OnnxExporter().export(program, tmp_path / "model.onnx")
-    audit = OnnxExporter().audit(tmp_path / "model.onnx")
-    assert audit.needless == 2
-    assert failed(audit, build("w8a8").program) == {"needless conversions"}
 
 
 def test_runner_gives_own_copies(build: Build, images: list[Tensor]) -> None:
