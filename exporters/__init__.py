@@ -7,7 +7,8 @@ module imports them inside the functions that need them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,8 @@ if not __name__.startswith("tinyvit_edge."):
 
 if TYPE_CHECKING:
     from tinyvit_edge.deployment import FormOptions
-    from tinyvit_edge.precision import Precision
+    from tinyvit_edge.exporters._conversions import Conversions
+    from tinyvit_edge.precision import Precision, ProductKind
     from tinyvit_edge.program import Program
     from tinyvit_edge.types import FloatArray
 
@@ -31,7 +33,9 @@ __all__ = [
     "Evaluation",
     "Exported",
     "Exporter",
+    "Product",
     "Runner",
+    "Share",
     "exporter",
     "missing_packages",
     "require",
@@ -54,16 +58,85 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One product in a saved file: a Linear layer, a convolution, or one of attention's two."""
+
+    kind: ProductKind
+    macs: int
+    """Multiply-accumulates for one image."""
+    dtype: str
+    """Type that it is computed in: ``int8`` where both operands are 8-bit and, if the ranges are
+    stored, the result is rounded to 8 bits, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Products of one kind."""
+
+    count: int
+    macs: int
+
+    def plus(self, macs: int) -> Share:
+        """With one more product."""
+        return Share(count=self.count + 1, macs=self.macs + macs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """What a saved artifact really holds, read back from the file."""
 
     weight_bytes: Mapping[str, int]
     """Bytes of constant tensors by storage dtype (``float32``, ``float16``, ``int8``, …)."""
-    int8_macs: int
-    """Multiply-accumulates of Linear and convolution layers whose weights are int8 and whose
-    kernel takes 8-bit activations; 0 where weights are only stored in int8."""
-    total_macs: int
-    """Multiply-accumulates of all Linear, convolution and attention products."""
+    macs: Mapping[str, int]
+    """Multiply-accumulates of all Linear, convolution and attention products by the type that
+    they are computed in; weights that are only stored in int8 are computed in floating point."""
+    left_float: Mapping[ProductKind, Share]
+    """What is computed in floating point, by kind."""
+    quantize: int = 0
+    """Operators that round activations to 8 bits at run time. Where a file writes an int8 layer as
+    dequantize, float layer, quantize (ONNX, Core ML), those belong to the layer, because the
+    runtime folds them into its kernel, and are not counted; nor are kernels that round their own
+    input (TFLite, ``w8-dynamic``)."""
+    dequantize: int = 0
+    """Operators that widen 8-bit activations at run time, counted likewise; what widens constants
+    is not among them."""
+    needless: int = 0
+    """Those of both that neither bring an int8 layer its input nor take up its result."""
+
+    @classmethod
+    def of(
+        cls,
+        products: Iterable[Product],
+        *,
+        weight_bytes: Mapping[str, int],
+        conversions: Conversions | None = None,
+    ) -> Audit:
+        """Add up what a file's reader found."""
+        macs: Counter[str] = Counter()
+        shares: dict[ProductKind, Share] = {}
+        for product in products:
+            macs[product.dtype] += product.macs
+            if product.dtype != "int8":
+                share = shares.get(product.kind, Share(count=0, macs=0))
+                shares[product.kind] = share.plus(product.macs)
+        return cls(
+            weight_bytes=dict(sorted(weight_bytes.items())),
+            macs=dict(sorted(macs.items())),
+            left_float=dict(sorted(shares.items())),
+            quantize=conversions.quantize if conversions else 0,
+            dequantize=conversions.dequantize if conversions else 0,
+            needless=conversions.needless if conversions else 0,
+        )
+
+    @property
+    def int8_macs(self) -> int:
+        """Multiply-accumulates in int8."""
+        return self.macs.get("int8", 0)
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates in any type."""
+        return sum(self.macs.values())
 
     @property
     def int8_weight_fraction(self) -> float:

@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyvit_edge.errors import InputError, UnsupportedError
-from tinyvit_edge.exporters import Audit
+from tinyvit_edge.exporters import Audit, Product
+from tinyvit_edge.exporters._conversions import Role, Step, conversions
+
+if TYPE_CHECKING:
+    from tinyvit_edge.precision import ProductKind
 
 __all__ = ["Contents", "audit", "contents"]
 
@@ -36,6 +40,19 @@ _STORAGE = {
 }
 _INT8_WEIGHTS = {"xnn_datatype_qint8", "xnn_datatype_qcint8"}
 _INT8_INPUTS = {"xnn_datatype_qint8", "xnn_datatype_qdint8"}
+_EIGHT_BITS = {*_INT8_WEIGHTS, *_INT8_INPUTS}
+_KINDS: Mapping[str, ProductKind] = {
+    "XNNBatchMatrixMultiply": "attention",
+    "XNNFullyConnected": "linear",
+    "XNNConv2d": "conv",
+    "XNNDepthwiseConv2d": "conv",
+}
+_MOVEMENT = {
+    "XNNStaticConstantPad",
+    "XNNStaticReshape",
+    "XNNStaticSlice",
+    "XNNStaticTranspose",
+}
 _NO_VALUE = 2**32 - 1
 _NO_OFFSET = 2**64 - 1
 
@@ -70,6 +87,7 @@ def audit(path: Path) -> Audit:
     """Read constants and multiply-accumulates back from a file.
 
     Zero points lie in the graph, not among the constants, so that int8 bytes are those of weights.
+    Conversions are XNNPACK's convert nodes: its int8 kernels take and give 8-bit values.
 
     Raises:
         InputError: the file cannot be read as a program.
@@ -87,18 +105,15 @@ def audit(path: Path) -> Audit:
             f"{path} is held by {', '.join(sorted(others))}, whose payload is read by no tool "
             f"here: audit the target of that runtime instead"
         )
-    weight_bytes, total = _undelegated(plan)
-    integer = 0
-    for delegate in plan.delegates:
+    weight_bytes, found = _undelegated(plan)
+    steps: list[Step] = []
+    for number, delegate in enumerate(plan.delegates):
         payload = file.program.backend_delegate_data[delegate.processed.index].data
         graph = _xnnpack_graph(bytes(payload))
         weight_bytes += _constant_bytes(graph)
-        for macs, int8 in _xnnpack_macs(graph):
-            total += macs
-            integer += macs if int8 else 0
-    return Audit(
-        weight_bytes=dict(sorted(weight_bytes.items())), int8_macs=integer, total_macs=total
-    )
+        found += [product for _, product in _xnnpack_products(graph)]
+        steps += _xnnpack_steps(graph, number)
+    return Audit.of(found, weight_bytes=weight_bytes, conversions=conversions(steps))
 
 
 def _forward(program: Any) -> Any:
@@ -109,18 +124,18 @@ def _instructions(plan: Any) -> Iterator[Any]:
     return (step.instr_args for chain in plan.chains for step in chain.instructions)
 
 
-# Portable kernel -> multiply-accumulates from the shapes of its arguments and its result.
-_KERNELS: dict[str, Callable[[Sequence[Any], int], int]] = {
-    "aten::mm": lambda shapes, size: size * int(shapes[0][-1]),
-    "aten::bmm": lambda shapes, size: size * int(shapes[0][-1]),
-    "aten::addmm": lambda shapes, size: size * int(shapes[1][-1]),
-    "aten::linear": lambda shapes, size: size * int(shapes[0][-1]),
-    "aten::convolution": lambda shapes, size: size * math.prod(shapes[1][1:]),
+# Portable kernel -> kind, and multiply-accumulates from the shapes of its arguments and its result.
+_KERNELS: dict[str, tuple[ProductKind, Callable[[Sequence[Any], int], int]]] = {
+    "aten::mm": ("linear", lambda shapes, size: size * int(shapes[0][-1])),
+    "aten::bmm": ("attention", lambda shapes, size: size * int(shapes[0][-1])),
+    "aten::addmm": ("linear", lambda shapes, size: size * int(shapes[1][-1])),
+    "aten::linear": ("linear", lambda shapes, size: size * int(shapes[0][-1])),
+    "aten::convolution": ("conv", lambda shapes, size: size * math.prod(shapes[1][1:])),
 }
 
 
-def _undelegated(plan: Any) -> tuple[Counter[str], int]:
-    """Constants' bytes by type, and multiply-accumulates, of the operators outside delegates."""
+def _undelegated(plan: Any) -> tuple[Counter[str], list[Product]]:
+    """Constants' bytes by type, and the products, of the operators outside delegates."""
     import torch
     from executorch.exir.tensor import scalar_type_enum
 
@@ -137,15 +152,21 @@ def _undelegated(plan: Any) -> tuple[Counter[str], int]:
     weight_bytes: Counter[str] = Counter()
     for name, size in constants.values():
         weight_bytes[name] += size
-    macs = 0
+    found = []
     for call in _instructions(plan):
-        kernel = (
-            _KERNELS.get(plan.operators[call.op_index].name) if hasattr(call, "op_index") else None
-        )
-        if kernel:
+        name = plan.operators[call.op_index].name if hasattr(call, "op_index") else ""
+        if name in _KERNELS:
+            kind, macs = _KERNELS[name]
             arguments = [shapes[index] for index in call.args]
-            macs += kernel(arguments, math.prod(arguments[-1]))
-    return weight_bytes, macs
+            dtype = types.get(plan.values[call.args[-1]].val.scalar_type)
+            found.append(
+                Product(
+                    kind=kind,
+                    macs=macs(arguments, math.prod(arguments[-1])),
+                    dtype=str(dtype).removeprefix("torch.") if dtype else "other",
+                )
+            )
+    return weight_bytes, found
 
 
 def _xnnpack_graph(payload: bytes) -> Any:
@@ -199,20 +220,46 @@ def _constant_bytes(graph: Any) -> Counter[str]:
     return total
 
 
-def _xnnpack_macs(graph: Any) -> Iterator[tuple[int, bool]]:
-    """Multiply-accumulates of each product, and whether it runs on 8-bit weights and inputs."""
+def _xnnpack_products(graph: Any) -> Iterator[tuple[Any, Product]]:
+    """Each product, after the number of its result."""
     values = _values(graph)
     for node in graph["xnodes"]:
         kind, args = node["xnode_union_type"], node["xnode_union"]
+        if kind not in _KINDS:
+            continue
+        result, source = values[args["output_id"]], values[args["input1_id"]]
+        dtype = _STORAGE.get(result["datatype"], "other")
         if kind == "XNNBatchMatrixMultiply":
-            size = math.prod(values[args["output_id"]]["dims"])
-            yield size * values[args["input1_id"]]["dims"][-1], False
-        elif kind in ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d"):
+            depth = source["dims"][-1]
+        else:
             weight = values[args["filter_id"]]
             if weight["dims"][0] == 1 and args["bias_id"] == _NO_VALUE:
                 continue  # the constant row of a LayerNorm's mean, not a layer
-            size = math.prod(values[args["output_id"]]["dims"])
-            yield size * _reduction(kind, args, weight["dims"]), _is_int8(values, args)
+            depth = _reduction(kind, args, weight["dims"])
+            if _is_int8(source, weight, result):
+                dtype = "int8"
+        macs = math.prod(result["dims"]) * depth
+        yield args["output_id"], Product(kind=_KINDS[kind], macs=macs, dtype=dtype)
+
+
+def _xnnpack_steps(graph: Any, number: int) -> Iterator[Step]:
+    """What the nodes of the delegate of a number do to 8-bit activations."""
+    values = _values(graph)
+    layers = {result for result, product in _xnnpack_products(graph) if product.dtype == "int8"}
+    for node in graph["xnodes"]:
+        kind, args = node["xnode_union_type"], node["xnode_union"]
+        source, result = args.get("input1_id", args.get("input_id")), args.get("output_id")
+        role: Role
+        if result in layers:
+            role = "layer"
+        elif kind == "XNNConvert":
+            rounds = values[result]["datatype"] in _EIGHT_BITS
+            role = "quantize" if rounds else "dequantize"
+        elif kind in _MOVEMENT and values[source]["datatype"] in _EIGHT_BITS:
+            role = "move"
+        else:
+            continue
+        yield Step(role=role, source=(number, source), result=(number, result))
 
 
 def _reduction(kind: str, args: Any, weight: Sequence[int]) -> int:
@@ -223,6 +270,11 @@ def _reduction(kind: str, args: Any, weight: Sequence[int]) -> int:
     return int(args["kernel_height"] * args["kernel_width"] * channels)
 
 
-def _is_int8(values: Mapping[int, Any], args: Any) -> bool:
-    weight, source = values[args["filter_id"]], values[args["input1_id"]]
-    return weight["datatype"] in _INT8_WEIGHTS and source["datatype"] in _INT8_INPUTS
+def _is_int8(source: Any, weight: Any, result: Any) -> bool:
+    """Whether a kernel multiplies 8-bit by 8-bit, into 8 bits where its ranges are stored."""
+    dynamic = source["datatype"] == "xnn_datatype_qdint8"
+    return (
+        weight["datatype"] in _INT8_WEIGHTS
+        and source["datatype"] in _INT8_INPUTS
+        and (dynamic or result["datatype"] in _EIGHT_BITS)
+    )

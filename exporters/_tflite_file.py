@@ -1,4 +1,4 @@
-"""A TFLite file as an object: reading, measuring and writing its flatbuffer.
+"""A TFLite file as an object: reading and writing its flatbuffer.
 
 The schema is the runtime's own (``ai_edge_litert.schema_py_generated``).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tinyvit_edge.errors import InputError
-from tinyvit_edge.exporters import Audit
 
 __all__ = [
     "KERNELS",
+    "MOVEMENT",
     "TYPE",
     "add_buffer",
-    "audit",
     "constant",
     "integer_weights",
     "largest_rank",
@@ -34,6 +32,8 @@ __all__ = [
     "read",
     "read_metadata",
     "serialise",
+    "shape_of",
+    "type_name",
     "write_metadata",
 ]
 
@@ -44,6 +44,7 @@ _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() 
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if name.isupper()}
 TYPE = schema.TensorType
 KERNELS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
+MOVEMENT = frozenset({"CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE"})
 
 
 def read(path: Path) -> Any:
@@ -125,12 +126,12 @@ def constant(model: Any, tensor: Any) -> NDArray[Any] | None:
     name = _TYPES[tensor.type]
     if name not in ("float32", "float16", "int8", "int32"):
         return np.asarray(data)
-    return np.frombuffer(data, dtype=name).reshape(_shape(tensor))
+    return np.frombuffer(data, dtype=name).reshape(shape_of(tensor))
 
 
 def largest_rank(model: Any) -> int:
     """Largest rank of any tensor."""
-    return max(len(_shape(tensor)) for graph in model.subgraphs for tensor in graph.tensors)
+    return max(len(shape_of(tensor)) for graph in model.subgraphs for tensor in graph.tensors)
 
 
 def name_tensors(model: Any, *, image: str, logits: str) -> None:
@@ -164,48 +165,6 @@ def read_metadata(model: Any) -> dict[str, Any]:
     return {}
 
 
-def audit(model: Any) -> Audit:
-    """Count constants' bytes and multiply-accumulates by type.
-
-    Scales and zero points are attributes of tensors, not constants: int8 bytes are weights'.
-    """
-    graph = model.subgraphs[0]
-    sizes = {
-        tensor.buffer: (_TYPES[tensor.type], len(model.buffers[tensor.buffer].data))
-        for tensor in graph.tensors
-        if constant(model, tensor) is not None
-    }
-    weight_bytes: dict[str, int] = {}
-    for dtype, size in sizes.values():
-        weight_bytes[dtype] = weight_bytes.get(dtype, 0) + size
-    macs = [_macs(model, operator) for operator in graph.operators]
-    return Audit(
-        weight_bytes=weight_bytes,
-        int8_macs=sum(count for count, int8 in macs if int8),
-        total_macs=sum(count for count, _ in macs),
-    )
-
-
-def _macs(model: Any, operator: Any) -> tuple[int, bool]:
-    """Multiply-accumulates of an operator, and whether its kernel multiplies int8 by int8.
-
-    A kernel whose weight is int8 quantizes a float input itself, at run time.
-    """
-    name = operator_name(model, operator)
-    if name not in KERNELS and name != "BATCH_MATMUL":
-        return 0, False
-    tensors = model.subgraphs[0].tensors
-    left, right = (tensors[index] for index in operator.inputs[:2])
-    outputs = prod(_shape(tensors[operator.outputs[0]]))
-    if name == "BATCH_MATMUL":
-        depth = _shape(left)[-2 if operator.builtinOptions.adjX else -1]
-    elif name == "DEPTHWISE_CONV_2D":
-        depth = prod(_shape(right)[1:3])  # (1, kh, kw, C)
-    else:
-        depth = prod(_shape(right)[1:])  # (out, kh, kw, in) or (out, in)
-    return outputs * depth, right.type == TYPE.INT8
-
-
 def integer_weights(model: Any) -> set[bytes]:
     """The int8 constants that a kernel multiplies with an int8 input into an int8 output."""
     graph = model.subgraphs[0]
@@ -227,5 +186,12 @@ def add_buffer(model: Any, content: bytes) -> int:
     return len(model.buffers) - 1
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
+def type_name(tensor: Any) -> str:
+    """Type of a tensor's elements, such as ``float32``."""
+    name: str = _TYPES[tensor.type]
+    return name
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Sizes of a tensor."""
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)

@@ -12,7 +12,14 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tinyvit_edge.errors import ConversionError
-from tinyvit_edge.exporters._tflite_file import KERNELS, TYPE, add_buffer, constant, operator_name
+from tinyvit_edge.exporters._tflite_file import (
+    KERNELS,
+    MOVEMENT,
+    TYPE,
+    add_buffer,
+    constant,
+    operator_name,
+)
 
 __all__ = [
     "IntegerWeight",
@@ -25,7 +32,6 @@ __all__ = [
 ]
 
 _OP = schema.BuiltinOperator
-_MOVEMENT = frozenset({"CONCATENATION", "PAD", "RESHAPE", "SLICE", "TRANSPOSE"})
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 # The op versions that first take these types (tensorflow/lite/tools/versioning/op_version.cc): a
 # runtime that is too old refuses the file, where it would otherwise compute nonsense.
@@ -196,7 +202,7 @@ def restore_float_compute(model: Any) -> None:
     graph = model.subgraphs[0]
     operators = []
     for operator in graph.operators:
-        if operator_name(model, operator) in KERNELS | _MOVEMENT | _CONVERSIONS:
+        if operator_name(model, operator) in KERNELS | MOVEMENT | _CONVERSIONS:
             operators.append(operator)
             continue
         before, after = [], []

@@ -175,16 +175,10 @@ class CoreMlExporter:
 
         Zero points count with their scales, in the scales' type: int8 bytes are those of weights.
         """
-        from tinyvit_edge.exporters._mlprogram_audit import products
+        from tinyvit_edge.exporters._mlprogram_audit import audit
         from tinyvit_edge.exporters._mlprogram_reader import load_program
 
-        program = load_program(path)
-        found = tuple(products(program))
-        return Audit(
-            weight_bytes=dict(program.stored_bytes),
-            int8_macs=sum(product.macs for product in found if product.int8),
-            total_macs=sum(product.macs for product in found),
-        )
+        return audit(load_program(path))
 
     def _check_stored(self, program: Program, path: Path) -> None:
         from tinyvit_edge.exporters._mlprogram_audit import products

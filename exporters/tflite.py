@@ -113,9 +113,10 @@ class TfliteExporter:
 
     def audit(self, path: Path) -> Audit:
         """Read constants' types and kernels' multiply-accumulates back from a ``.tflite`` file."""
-        from tinyvit_edge.exporters import _tflite_file as tflite_file
+        from tinyvit_edge.exporters._tflite_audit import audit
+        from tinyvit_edge.exporters._tflite_file import read
 
-        return tflite_file.audit(tflite_file.read(path))
+        return audit(read(path))
 
 
 def delegation(path: Path) -> tuple[int, tuple[str, ...]]:

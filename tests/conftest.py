@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor, nn
 from xdist.scheduler import LoadScopeScheduling
 
+import onnx_samples
 import report_samples
 import timm_oracle as timm_oracle_module
 from deployment_samples import DEPLOYED_PRECISIONS, Deployed
+from executorch_samples import executorch_files, executorch_program  # noqa: F401  # fixtures
 from tinyvit_edge.__main__ import main
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.compat import tolerate_torchvision
 from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.exporters import Exported
+from tinyvit_edge.exporters.onnx import OnnxExporter
 from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS, Precision
@@ -51,7 +55,8 @@ class _ByFixture(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         text = (self.config.rootpath / file).read_text(encoding="utf-8")
-        return next((name for name in ("deployed", "tflite_artifacts") if name in text), file)
+        shared = ("deployed", "executorch_files", "onnx_artifacts", "tflite_artifacts")
+        return next((name for name in shared if name in text), file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -238,6 +243,23 @@ def batches() -> list[Tensor]:
 def calibration(float_form: nn.Module, batches: list[Tensor]) -> Calibration:
     """The ranges of `float_form` over `batches`."""
     return _calibrated(float_form, batches)
+
+
+@pytest.fixture(scope="session")
+def onnx_artifacts(
+    small_program: Callable[[str, FormOptions], Program], tmp_path_factory: pytest.TempPathFactory
+) -> onnx_samples.Build:
+    """`onnx_artifacts(precision)`: the small program as an ONNX file, exported once."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    @cache
+    def made(precision: str) -> onnx_samples.Built:
+        target = OnnxExporter()
+        program = replace(small_program(precision, target.form), labels=onnx_samples.LABELS)
+        path = folder / f"{precision}.onnx"
+        return onnx_samples.Built(program, path, target.export(program, path))
+
+    return made
 
 
 @dataclass(frozen=True)

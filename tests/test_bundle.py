@@ -15,8 +15,9 @@ from PIL import Image
 from tinyvit_edge._version import __version__
 from tinyvit_edge.bundle import Bundle, GoldenImage, golden_images, read_bundle, write_bundle
 from tinyvit_edge.errors import InputError
-from tinyvit_edge.exporters import Audit, Exported, exporter
+from tinyvit_edge.exporters import Audit, Exported, Share, exporter
 from tinyvit_edge.files import sha256_of
+from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, normalise, resize
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.calibration import Calibration, LayerRanges
@@ -31,6 +32,13 @@ CALIBRATION = Calibration(
         )
     },
     images=7,
+)
+AUDIT = Audit(
+    weight_bytes={"int8": 5, "float32": 8},
+    macs={"float32": 1, "int8": 3},
+    left_float={"attention": Share(count=1, macs=1)},
+    quantize=2,
+    dequantize=1,
 )
 ARRAYS = ("decoded", "resized", "tensor", "reference_logits", "artifact_logits")
 
@@ -63,7 +71,7 @@ def write(small_program: Callable[..., Program], tmp_path: Path) -> Callable[...
             "target": target,
             "program": small_program(precision),
             "exported": Exported(details={"opset": 21}, reproducible=False),
-            "audit": Audit(weight_bytes={"int8": 5, "float32": 8}, int8_macs=3, total_macs=4),
+            "audit": AUDIT,
             "options": {"opset": 21},
             "calibration": CALIBRATION,
             "moments": None,
@@ -99,8 +107,19 @@ def test_a_bundle_is_read_as_it_was_written(
         "details": {"opset": 21},
         "audit": {
             "weight_bytes": {"int8": 5, "float32": 8},
-            "int8_macs": 3,
-            "total_macs": 4,
+            "macs": {"float32": 1, "int8": 3},
+            "quantize": 2,
+            "dequantize": 1,
+            "needless": 0,
+            "left_float": [
+                {
+                    "kind": "attention",
+                    "count": 1,
+                    "macs": 1,
+                    "reason": PRECISIONS["w8a8"].why_float["attention"],
+                }
+            ],
+            "left_out": {},
         },
     }
     assert manifest["tool"] == {"name": "tinyvit-edge", "version": __version__}
@@ -118,6 +137,15 @@ def test_a_bundle_is_read_as_it_was_written(
     assert manifest["output"] == {"name": "logits", "shape": [1, 10], "dtype": "float32"}
     assert Calibration.from_dict(manifest["quantization"]) == CALIBRATION
     assert Preprocessing.from_dict(manifest["preprocessing"]) == program.preprocessing
+
+
+def test_the_manifest_says_what_a_mixed_row_leaves_out(write: Callable[..., Path]) -> None:
+    """Oracle: the calibration's own reasons, and at other rows none of them."""
+    named = replace(CALIBRATION, left_float={"stem": "40 % of the noise"})
+    root = write("w8a8-mixed", calibration=named)
+    audit = read_bundle(root).manifest["artifact"]["audit"]
+    assert audit["left_out"] == {"stem": "40 % of the noise"}
+    assert [one["kind"] for one in audit["left_float"]] == ["attention"]
 
 
 def test_an_artifact_that_takes_an_image_says_so(write: Callable[..., Path]) -> None:

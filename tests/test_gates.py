@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -162,44 +164,62 @@ def test_sensitivity_leaves_the_price_of_the_precision_alone() -> None:
     assert not judged("w8a8", quantization=loss, sensitivity=moved)[FLOAT_AGREEMENT].passed
 
 
+DEMAND = IntegerDemand(
+    weight_bytes={"int8": 1000}, int8_macs=5000, float_macs=700, quantize=9, dequantize=18
+)
+SOUND_AUDIT = Audit(
+    weight_bytes={"int8": 1000, "float32": 7},
+    macs={"int8": 5000, "float32": 700},
+    left_float={},
+    quantize=9,
+    dequantize=18,
+)
+
+
 @pytest.mark.parametrize(
-    ("weight_bytes", "macs", "passed"),
+    ("changes", "failed"),
     [
-        (1000, 5000, (True, True)),
-        (999, 5000, (False, True)),
-        (1000, 4999, (True, False)),
-        (0, 0, (False, False)),
-        (2000, 9000, (True, True)),
+        ({}, set()),
+        ({"weight_bytes": {"int8": 999}}, {"int8 weight bytes"}),
+        ({"weight_bytes": {"int8": 2000}}, set()),
+        ({"macs": {"int8": 4999, "float32": 701}}, {"int8 multiply-accumulates"}),
+        ({"macs": {"int8": 5001, "float32": 699}}, {"float multiply-accumulates"}),
+        ({"macs": {"int8": 5000, "float32": 300, "float16": 400}}, set()),
+        (
+            {"macs": {"float32": 5700}, "weight_bytes": {"float32": 4000}},
+            {"int8 weight bytes", "int8 multiply-accumulates"},
+        ),
+        ({"quantize": 10}, {"quantize operators"}),
+        ({"dequantize": 19}, {"dequantize operators"}),
+        ({"quantize": 0, "dequantize": 0}, set()),
+        ({"needless": 1}, {"needless conversions"}),
     ],
 )
-def test_coverage_is_all_that_the_program_asks(
-    weight_bytes: int, macs: int, passed: tuple[bool, bool]
-) -> None:
-    """Oracle: 1000 bytes and 5000 multiply-accumulates."""
-    audit = Audit(
-        weight_bytes={"int8": weight_bytes, "float32": 7}, int8_macs=macs, total_macs=10_000
-    )
-    gates = judge_coverage(audit, IntegerDemand(weight_bytes={"int8": 1000}, int8_macs=5000))
-    assert [gate.name for gate in gates] == ["int8 weight bytes", "int8 multiply-accumulates"]
-    assert tuple(gate.passed for gate in gates) == passed
+def test_coverage_is_what_the_program_asks(changes: dict[str, Any], failed: set[str]) -> None:
+    """Oracle: `DEMAND`; a row lists what a saved file has otherwise, and the gates that say so."""
+    gates = judge_coverage(replace(SOUND_AUDIT, **changes), DEMAND)
+    assert [gate.name for gate in gates] == [
+        "int8 weight bytes",
+        "int8 multiply-accumulates",
+        "float multiply-accumulates",
+        "quantize operators",
+        "dequantize operators",
+        "needless conversions",
+    ]
+    assert {gate.name for gate in gates if not gate.passed} == failed
     assert all(gate.reason for gate in gates)
 
 
 def test_coverage_of_weights_alone_asks_for_no_arithmetic() -> None:
     """Oracle: 1000 bytes of a type of fewer bits, and one that another type cannot stand for."""
-    demand = IntegerDemand(weight_bytes={"uint4": 1000}, int8_macs=0)
+    demand = IntegerDemand(weight_bytes={"uint4": 1000}, int8_macs=0, float_macs=10)
     for stored, passed in (
         ({"uint4": 1000}, True),
         ({"uint4": 999}, False),
-        ({"int8": 9e9}, False),
+        ({"int8": 10**9}, False),
     ):
-        audit = Audit(weight_bytes=stored, int8_macs=0, total_macs=10)
-        (gate,) = judge_coverage(audit, demand)
-        assert (gate.name, gate.passed) == ("uint4 weight bytes", passed)
-
-
-def test_coverage_of_a_file_without_int8_fails() -> None:
-    """Oracle: an audit that names float types only."""
-    audit = Audit(weight_bytes={"float32": 4000}, int8_macs=0, total_macs=10)
-    gates = judge_coverage(audit, IntegerDemand(weight_bytes={"int8": 1000}, int8_macs=5))
-    assert not any(gate.passed for gate in gates)
+        audit = Audit(weight_bytes=stored, macs={"float16": 10}, left_float={})
+        gates = {gate.name: gate.passed for gate in judge_coverage(audit, demand)}
+        assert gates.pop("uint4 weight bytes") is passed
+        assert "int8 multiply-accumulates" not in gates
+        assert all(gates.values())

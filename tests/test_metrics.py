@@ -176,11 +176,13 @@ def test_accuracy_is_over_the_labelled_images() -> None:
 
 def test_int8_fractions_of_an_audit() -> None:
     """Oracle: by hand."""
-    audit = Audit(weight_bytes={"int8": 30, "float32": 90}, int8_macs=3, total_macs=4)
+    audit = Audit(
+        weight_bytes={"int8": 30, "float32": 90}, macs={"int8": 3, "float32": 1}, left_float={}
+    )
     fractions = measure.int8_of(audit)
     assert fractions.weight_bytes_fraction == 0.25
     assert fractions.mac_fraction == 0.75
-    nothing = Audit(weight_bytes={}, int8_macs=0, total_macs=0)
+    nothing = Audit(weight_bytes={}, macs={}, left_float={})
     assert measure.int8_of(nothing).weight_bytes_fraction == 0.0
     assert measure.int8_of(nothing).mac_fraction == 0.0
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_edge
-from tinyvit_edge.deployment import FormOptions
+from onnx_samples import BLOCKS, LABELS, SIZE, Build
 from tinyvit_edge.errors import ConversionError, InputError
-from tinyvit_edge.exporters import Exported
 from tinyvit_edge.exporters.onnx import OnnxExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.accounting import integer_demand, layer_macs
 from tinyvit_edge.quantization.qdq import QuantParams, StaticLayer
 
 if TYPE_CHECKING:
@@ -38,9 +33,6 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-SIZE = 64
-LABELS = tuple(f"Größe {index}" for index in range(10))
-BLOCKS = 4  # of the small model: each has a local convolution and a table of attention biases
 QUANTIZED = ["w8-dynamic", "w8a8", "w8a8-mixed", "w8"]
 # fp16 is stored, and computed in float32. In int8 most images come out equal, but where a value
 # falls on the other side of a rounding tie, all that follows changes.
@@ -53,26 +45,7 @@ MIN_SQNR_DB = {
     "w8": 100.0,
 }
 
-SmallProgram = Callable[[str, FormOptions], Program]
 Sqnr = Callable[[Tensor, Tensor], float]
-
-
-@dataclass(frozen=True)
-class Built:
-    program: Program
-    path: Path
-    exported: Exported
-
-    def torch_logits(self, image: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = self.program.module(image)
-        return logits
-
-    def model(self) -> Any:
-        return onnx.load(self.path)
-
-
-Build = Callable[[str], Built]
 
 
 def as_program(module: nn.Module, *, precision: str = "fp32") -> Program:
@@ -87,17 +60,9 @@ def as_program(module: nn.Module, *, precision: str = "fp32") -> Program:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory, small_program: SmallProgram) -> Build:
+def build(onnx_artifacts: Build) -> Build:
     """`build(precision)`: the small program, exported once."""
-    folder = tmp_path_factory.mktemp("onnx")
-
-    @cache
-    def made(precision: str) -> Built:
-        program = replace(small_program(precision, OnnxExporter().form), labels=LABELS)
-        path = folder / f"{precision}.onnx"
-        return Built(program, path, OnnxExporter().export(program, path))
-
-    return made
+    return onnx_artifacts
 
 
 @pytest.fixture
@@ -281,37 +246,6 @@ def test_export_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     """Oracle: the terminal."""
     OnnxExporter().export(as_program(Flat(nn.Identity())), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("precision", [name for name in MIN_SQNR_DB if name != "w8a8-mixed"])
-def test_audit(precision: str, build: Build) -> None:
-    """Oracle: torch's own operation counter, run over the float module."""
-    audit = OnnxExporter().audit(build(precision).path)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build("fp32").program.module(torch.zeros(1, 3, SIZE, SIZE))
-    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    convolution = flops["aten.convolution"] // 2
-    attention = flops["aten.bmm"] // 2
-    linear = sum(flops.values()) // 2 - convolution - attention
-    macs = layer_macs(build("fp32").program.module, torch.zeros(1, 3, SIZE, SIZE))
-    local = sum(count for name, count in macs.items() if name.endswith("local_conv"))
-    expected = {"w8-dynamic": linear, "w8a8": linear + convolution - local}
-    assert audit.total_macs == linear + convolution + attention
-    assert audit.int8_macs == expected.get(precision, 0)
-
-
-@pytest.mark.parametrize("precision", QUANTIZED)
-def test_audit_counts_what_the_program_asks_for(precision: str, build: Build) -> None:
-    """Oracles: the quantized layers of the torch module; the sizes of the file's constants."""
-    built = build(precision)
-    demand = integer_demand(built.program.module, built.program.example_input())
-    audit = OnnxExporter().audit(built.path)
-    assert (audit.weight_bytes["int8"], audit.int8_macs) == (
-        demand.weight_bytes["int8"],
-        demand.int8_macs,
-    )
-    stored = sum(onnx.numpy_helper.to_array(t).nbytes for t in built.model().graph.initializer)
-    assert sum(audit.weight_bytes.values()) == stored  # zero points too, beside their scales
 
 
 def test_runner_gives_own_copies(build: Build, images: list[Tensor]) -> None:

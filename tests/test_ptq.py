@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinyvit_edge.deployment import AttentionBias, FormOptions
 from tinyvit_edge.errors import InputError
@@ -199,12 +200,27 @@ def test_integer_demand_of_a_case_worked_out_by_hand() -> None:
     demand = integer_demand(static, image)
     assert demand.weight_bytes == {"int8": 4 * 27 + 4 * 9 + 5 * 4 + 2 * 5}
     assert demand.int8_macs == 64 * 27 + 64 * 9 + 80 * 4 + 2 * 5
+    assert (demand.float_macs, demand.quantize, demand.dequantize) == (0, 4, 8)
     dynamic = integer_demand(quantize(module, PRECISIONS["w8-dynamic"]), image)
+    assert (dynamic.float_macs, dynamic.quantize, dynamic.dequantize) == (64 * 27 + 64 * 9, 2, 0)
     assert dynamic.weight_bytes == {"int8": 5 * 4 + 2 * 5}
     assert dynamic.int8_macs == 80 * 4 + 2 * 5
     weights = integer_demand(quantize(module, PRECISIONS["w8"]), image)
     assert (weights.weight_bytes, weights.int8_macs) == (demand.weight_bytes, 0)
+    assert (weights.float_macs, weights.quantize) == (demand.int8_macs, 0)
     assert not any(m._forward_hooks for m in static.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8", "w8-dynamic", "w8", "w4g32"])
+def test_all_work_is_demanded_in_one_type_or_the_other(
+    precision: str, small_program: MakeProgram
+) -> None:
+    """Oracle: torch's own operation counter (two operations a multiply-accumulate)."""
+    program = small_program(precision)
+    demand = integer_demand(program.module, program.example_input())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        program.module(program.example_input())
+    assert 2 * (demand.int8_macs + demand.float_macs) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
 
+from audit_samples import asked, failed
 from tinyvit_edge.errors import ConversionError, InputError
-from tinyvit_edge.exporters import _tflite_file, _tflite_rewrites
+from tinyvit_edge.exporters import _tflite_audit, _tflite_file, _tflite_rewrites
 from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.accounting import integer_demand, layer_macs
@@ -166,6 +168,71 @@ def test_audit_counts_what_torch_counts(tflite_artifacts: Callable[[str], Any]) 
     assert linear > 0
 
 
+def test_audit_counts_the_conversions_that_run(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracles: what torch's layers read and give; the operators of the packed file, by the schema's
+    own readers, of which some widen constants.
+    """
+    for precision in SUPPORTED:
+        artifact = tflite_artifacts(precision)
+        audit = EXPORTER.audit(artifact.path)
+        packed = schema.Model.GetRootAs(artifact.path.read_bytes())
+        graph, found = packed.Subgraphs(0), {"QUANTIZE": 0, "DEQUANTIZE": 0}
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            code = packed.OperatorCodes(operator.OpcodeIndex())
+            for name in found:
+                if code.DeprecatedBuiltinCode() == getattr(schema.BuiltinOperator, name):
+                    buffer = graph.Tensors(operator.Inputs(0)).Buffer()
+                    found[name] += packed.Buffers(buffer).DataIsNone()
+        assert found == {"QUANTIZE": audit.quantize, "DEQUANTIZE": audit.dequantize}
+        assert failed(audit, artifact.program) == set()
+    wanted = asked(tflite_artifacts("w8a8").program)
+    audit = EXPORTER.audit(tflite_artifacts("w8a8").path)
+    assert audit.quantize == wanted.inputs - wanted.chained
+    assert wanted.layers <= audit.dequantize <= 2 * wanted.layers
+
+
+def test_audit_catches_a_layer_left_float(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: the file of a program that leaves two layers out, and the other way round; the local
+    convolution is left at w8a8, too.
+    """
+    whole, mixed = tflite_artifacts("w8a8"), tflite_artifacts("w8a8-mixed")
+    audit = EXPORTER.audit(mixed.path)
+    assert {kind: share.count for kind, share in audit.left_float.items()} == {
+        "attention": 2,
+        "conv": 2,
+        "linear": 1,
+    }
+    assert "int8 multiply-accumulates" in failed(audit, whole.program)
+    assert "float multiply-accumulates" in failed(EXPORTER.audit(whole.path), mixed.program)
+
+
+def test_audit_catches_a_pair_that_no_layer_asks_for(
+    tflite_artifacts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Oracle: the saved file with its first GELU between a QUANTIZE and a DEQUANTIZE."""
+    artifact = tflite_artifacts("w8a8")
+    model = _tflite_file.read(artifact.path)
+    graph = model.subgraphs[0]
+    (gelu,) = operators(model, "GELU")[:1]
+    (source,) = gelu.inputs.tolist()
+    tensors = [copy.copy(graph.tensors[source]) for _ in range(2)]
+    tensors[0].type = schema.TensorType.INT8
+    graph.tensors += tensors
+    rounded, real = len(graph.tensors) - 2, len(graph.tensors) - 1
+    place = graph.operators.index(gelu)
+    graph.operators[place:place] = [
+        _tflite_rewrites._operator(model, schema.BuiltinOperator.QUANTIZE, source, rounded),
+        _tflite_rewrites._operator(model, schema.BuiltinOperator.DEQUANTIZE, rounded, real, 2),
+    ]
+    gelu.inputs[0] = real
+    path = tmp_path / "paired.tflite"
+    path.write_bytes(_tflite_file.serialise(model))
+    audit = EXPORTER.audit(path)
+    assert audit.needless == 2
+    assert "needless conversions" in failed(audit, artifact.program)
+
+
 def test_audit_counts_constant_bytes(tflite_artifacts: Callable[[str], Any]) -> None:
     """Oracle: the module's quantized layers."""
     for precision in ("w8-dynamic", "w8", "w8a8-mixed", "w8a8"):
@@ -223,7 +290,7 @@ def test_constants_behind_the_flatbuffer_are_read(
     assert len(moved) == len(graph)
     path.write_bytes(moved + content[len(graph) :])
     again = _tflite_file.read(path)
-    assert _tflite_file.audit(again) == _tflite_file.audit(artifact.model)
+    assert _tflite_audit.audit(again) == _tflite_audit.audit(artifact.model)
     image = artifact.input().numpy()
     wanted = EXPORTER.load(artifact.path, threads=1)(image)
     np.testing.assert_array_equal(EXPORTER.load(path, threads=1)(image), wanted)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from tinyvit_edge.audit import left_out
 from tinyvit_edge.bundle import Bundle, GoldenImage, golden_images, write_bundle
 from tinyvit_edge.checkpoint import Checkpoint, PresetName
 from tinyvit_edge.data import ImageDataset
@@ -83,6 +84,8 @@ class Built:
     audit: Audit | None
     """None where the file's format can be read on its own platform only."""
     demand: IntegerDemand
+    left_out: Mapping[str, str]
+    """Layers that the calibration leaves in floating point, and why; empty where none is."""
     seconds: float | None
     """Wall time of the conversion; None for a bundle that was made before."""
 
@@ -140,6 +143,7 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
         exported=exported,
         audit=audit,
         demand=integer_demand(program.module, program.example_input()),
+        left_out=left_out(cell.precision, calibration),
         seconds=seconds,
     )
     return built, program
@@ -203,11 +207,12 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
         precision=parse_precision(bundle.precision),
         options=manifest["options"],
     )
+    calibration = bundle.ranges()
     program = build_program(
         checkpoint,
         cell.precision,
         form=cell.exporter.form,
-        calibration=bundle.ranges(),
+        calibration=calibration,
         coded=bundle.coded() if cell.precision.coded else None,
     )
     artifact = manifest["artifact"]
@@ -217,6 +222,7 @@ def reopen(bundle: Bundle, checkpoint: Checkpoint, audit: Audit | None) -> tuple
         exported=Exported(details=artifact["details"], reproducible=artifact["reproducible"]),
         audit=audit,
         demand=integer_demand(program.module, program.example_input()),
+        left_out=left_out(cell.precision, calibration),
         seconds=None,
     )
     return built, program

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tinyvit_edge.audit import audited, left_out
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.files import sha256_of, size_of, write_json
 from tinyvit_edge.preprocessing import Preprocessing, normalise, resize
@@ -203,11 +204,9 @@ def write_bundle(
             "details": dict(exported.details),
             "audit": None
             if audit is None
-            else {
-                "weight_bytes": dict(audit.weight_bytes),
-                "int8_macs": audit.int8_macs,
-                "total_macs": audit.total_macs,
-            },
+            else audited(
+                audit, program.precision, left_out(program.precision, calibration)
+            ).to_dict(),
         },
         "preprocessing": program.preprocessing.to_dict(),
         "input": _input(exported.input, size),

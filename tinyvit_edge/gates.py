@@ -177,6 +177,17 @@ def judge(
     return tuple(gates)
 
 
+_INTEGER = "every layer that the precision quantizes must be so in the saved file"
+_FLOAT = "what the precision leaves in floating point must be so in the saved file"
+_CONVERSIONS = {
+    "quantize operators": "an int8 layer needs its input rounded once, and nothing else is rounded",
+    "dequantize operators": "an int8 layer's result is widened at most twice: for a residual add,"
+    " and for what else reads it",
+    "needless conversions": "a value is rounded for an int8 layer, or widened behind one: pairs"
+    " around other operators cost time and accuracy",
+}
+
+
 def judge_coverage(audit: Audit, demand: IntegerDemand) -> tuple[Gate, ...]:
     """Judge whether an artifact stores and computes in integers what its precision says.
 
@@ -184,14 +195,24 @@ def judge_coverage(audit: Audit, demand: IntegerDemand) -> tuple[Gate, ...]:
         audit: what was read back from the saved file.
         demand: what the program that it was made from asks for.
     """
-    reason = "every layer that the precision quantizes must be so in the saved file"
-    pairs = [
-        (f"{dtype} weight bytes", audit.weight_bytes.get(dtype, 0), bound)
+    least = [
+        (f"{dtype} weight bytes", audit.weight_bytes.get(dtype, 0), bound, _INTEGER)
         for dtype, bound in demand.weight_bytes.items()
     ]
     if demand.int8_macs:
-        pairs.append(("int8 multiply-accumulates", audit.int8_macs, demand.int8_macs))
-    return tuple(_at_least(name, float(measured), bound, reason) for name, measured, bound in pairs)
+        least.append(("int8 multiply-accumulates", audit.int8_macs, demand.int8_macs, _INTEGER))
+    floats = audit.total_macs - audit.int8_macs
+    least.append(("float multiply-accumulates", floats, demand.float_macs, _FLOAT))
+    most = zip(
+        _CONVERSIONS.items(),
+        (audit.quantize, audit.dequantize, audit.needless),
+        (demand.quantize, demand.dequantize, 0),
+        strict=True,
+    )
+    return (
+        *(_at_least(name, float(measured), bound, why) for name, measured, bound, why in least),
+        *(_at_most(name, float(measured), bound, why) for (name, why), measured, bound in most),
+    )
 
 
 def _conversion_gates(
@@ -231,14 +252,7 @@ def _drop_gate(tolerance: Tolerance, accuracy: Accuracy, reference: Accuracy) ->
         drop = reference.top1 - accuracy.top1
     # one image more or less is within any bound: with few images it is many points
     bound = max(tolerance.drop, 1.0 / (accuracy.n or 1))
-    return Gate(
-        name="top-1 drop",
-        passed=drop is not None and drop <= bound + 1e-9,
-        measured=drop,
-        bound=bound,
-        direction="max",
-        reason=tolerance.drop_reason,
-    )
+    return _at_most("top-1 drop", drop, bound, tolerance.drop_reason)
 
 
 def _at_least(name: str, measured: float | None, bound: float, reason: str) -> Gate:
@@ -248,5 +262,16 @@ def _at_least(name: str, measured: float | None, bound: float, reason: str) -> G
         measured=measured,
         bound=bound,
         direction="min",
+        reason=reason,
+    )
+
+
+def _at_most(name: str, measured: float | None, bound: float, reason: str) -> Gate:
+    return Gate(
+        name=name,
+        passed=measured is not None and measured <= bound + 1e-9,
+        measured=measured,
+        bound=bound,
+        direction="max",
         reason=reason,
     )

@@ -37,8 +37,8 @@ are where a hybrid of convolution and attention loses its accuracy.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tinyvit_edge.errors import InputError
@@ -58,6 +58,25 @@ MAX_DROP = 0.003
 LayerKind = Literal["linear", "conv", "local-conv"]
 """The last is the depthwise convolution between attention and MLP, on the sum of all that came
 before."""
+ProductKind = Literal["linear", "conv", "attention"]
+"""A layer's product with its weight, or attention's products of two activations."""
+
+
+_ATTENTION = (
+    "no precision quantizes a product of two activations: it loses more time in conversions than it"
+    " wins, and it is where a hybrid of convolution and attention loses its accuracy"
+)
+_LOCAL = (
+    "local convolutions take and give the sum of all blocks so far: rounding it to 8 bits costs"
+    " accuracy and saves no time"
+)
+_NAMED = "they cost the most accuracy, so the calibration names them"
+_NOTHING_QUANTIZED = "the precision is floating point throughout"
+_WEIGHTS_ALONE = "weights alone are integers: it is for size, and kernels compute in floating point"
+
+
+def _all(reason: str) -> dict[ProductKind, str]:
+    return {"linear": reason, "conv": reason, "attention": reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +96,8 @@ class Precision:
     mixed: bool = False
     """Whether the layers that the calibration names stay in floating point, too."""
     meaning: str
+    why_float: Mapping[ProductKind, str] = field(hash=False)
+    """What is computed in floating point, and why."""
 
     @property
     def exception(self) -> str:
@@ -125,12 +146,14 @@ _ROWS = (
         weights="float32",
         activations="float",
         meaning="weights and arithmetic in float32",
+        why_float=_all(_NOTHING_QUANTIZED),
     ),
     Precision(
         name="fp16",
         weights="float16",
         activations="half",
         meaning="weights in float16, arithmetic in float16 where the runtime has it",
+        why_float=_all(_NOTHING_QUANTIZED),
     ),
     Precision(
         name="w8-dynamic",
@@ -138,6 +161,11 @@ _ROWS = (
         activations="dynamic",
         layers=("linear",),
         meaning="int8 Linear weights per channel, inputs quantized at run time",
+        why_float={
+            "attention": _ATTENTION,
+            "conv": "ranges are taken at run time for Linear layers alone; w8a8 has those of"
+            " convolutions from photos",
+        },
     ),
     Precision(
         name="w8a8",
@@ -145,6 +173,7 @@ _ROWS = (
         activations="static",
         layers=("linear", "conv"),
         meaning="int8 Linear and conv weights per channel, calibrated int8 activations",
+        why_float={"attention": _ATTENTION, "conv": _LOCAL},
     ),
     Precision(
         name="w8a8-mixed",
@@ -153,6 +182,11 @@ _ROWS = (
         layers=("linear", "conv"),
         mixed=True,
         meaning="w8a8, but for the few layers that cost the most accuracy, left in floating point",
+        why_float={
+            "attention": _ATTENTION,
+            "linear": _NAMED,
+            "conv": f"{_LOCAL}; as for others, {_NAMED}",
+        },
     ),
     Precision(
         name="w8",
@@ -160,6 +194,7 @@ _ROWS = (
         activations="half",
         layers=("linear", "conv", "local-conv"),
         meaning="int8 Linear and conv weights per channel, arithmetic in floating point",
+        why_float=_all(_WEIGHTS_ALONE),
     ),
     Precision(
         name="w6-lut",
@@ -167,6 +202,7 @@ _ROWS = (
         activations="half",
         layers=("linear", "conv", "local-conv"),
         meaning="weights from a table of 64 values a layer, arithmetic in floating point",
+        why_float=_all(_WEIGHTS_ALONE),
     ),
     Precision(
         name="w4-lut",
@@ -174,6 +210,7 @@ _ROWS = (
         activations="half",
         layers=("linear", "conv", "local-conv"),
         meaning="weights from a table of 16 values a layer, arithmetic in floating point",
+        why_float=_all(_WEIGHTS_ALONE),
     ),
     Precision(
         name="w4g32",
@@ -182,6 +219,7 @@ _ROWS = (
         layers=("linear", "conv", "local-conv"),
         block=32,
         meaning="int4 weights, a scale every 32 inputs, arithmetic in floating point",
+        why_float=_all(_WEIGHTS_ALONE),
     ),
 )
 

@@ -23,11 +23,13 @@ from tinyvit_edge.report_table import SQNR_LIMIT_DB, render_markdown, render_tab
 __all__ = [
     "SQNR_LIMIT_DB",
     "Accuracy",
+    "Audited",
     "Conversion",
     "Disagreement",
     "Gate",
     "Int8",
     "Latency",
+    "LeftFloat",
     "ModelInfo",
     "Quantization",
     "Report",
@@ -126,6 +128,36 @@ class Int8(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftFloat(_Section):
+    """Products of one kind that the artifact computes in floating point."""
+
+    kind: str
+    count: int
+    macs: int
+    reason: str
+    """What the recipe says to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited(_Section):
+    """What was read back from the saved file, as `tinyvit_edge.exporters.Audit` says, and why."""
+
+    weight_bytes: Mapping[str, int]
+    macs: Mapping[str, int]
+    quantize: int
+    dequantize: int
+    needless: int
+    left_float: tuple[LeftFloat, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Layers that the calibration of a ``-mixed`` row leaves in floating point, and why."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Audited:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "left_float": tuple(map(LeftFloat.from_dict, data["left_float"]))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gate(_Section):
     """One bound on one measure; a `name` that contains "sqnr" is in dB."""
 
@@ -164,6 +196,8 @@ class Row(_Section):
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     int8: Int8 | None = None
+    audit: Audited | None = None
+    """None where the file can be read on its own platform only."""
     evaluation: Evaluation | None = None
     reproducible: bool | None = None
     gates: tuple[Gate, ...] = ()
@@ -190,6 +224,7 @@ _ROW_SECTIONS: Mapping[str, type[_Section]] = {
     "accuracy": Accuracy,
     "latency": Latency,
     "int8": Int8,
+    "audit": Audited,
 }
 
 

@@ -10,6 +10,7 @@ from html import escape
 from urllib.parse import quote
 
 from tinyvit_edge.report import Accuracy, Conversion, Gate, Quantization, Report, Row
+from tinyvit_edge.report_audit import audit_section
 from tinyvit_edge.report_page import card, figure, page, scrolling_table
 from tinyvit_edge.report_plots import Bar, Point, bars, legend, scatter, series_of
 from tinyvit_edge.report_table import (
@@ -43,6 +44,7 @@ def render_html(report: Report) -> str:
         _facts(report),
         _results(report),
         _plots(report),
+        audit_section(report.rows),
         _gates(report.rows),
         _timings(report.rows),
         _artifacts(report.rows),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyvit_edge.report_audit import audit_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -241,7 +243,7 @@ def render_table(report: Report, console: Console) -> None:
     console.print()
     for number, text in enumerate(texts, 1):
         console.print(Text(f"{number:>2}  {text}"), soft_wrap=True)
-    for line in agreement_lines(report):
+    for line in (*agreement_lines(report), *audit_lines(report)):
         console.print(Text(line), soft_wrap=True)
     console.print(Text(headline(report), style="bold"), soft_wrap=True)
 
@@ -277,7 +279,7 @@ def render_markdown(report: Report) -> str:
     blocks = [
         [f"| {' | '.join(line)} |" for line in lines],
         [f"{number}. {_escaped(text)}" for number, text in enumerate(texts, 1)],
-        [f"- {_escaped(line)}" for line in agreement_lines(report)],
+        [f"- {_escaped(line)}" for line in (*agreement_lines(report), *audit_lines(report))],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvit_edge.audit import audited
 from tinyvit_edge.evaluate import artifact_logits, labels_of
 from tinyvit_edge.files import sha256_of, size_of
 from tinyvit_edge.gates import judge, judge_coverage
@@ -151,6 +152,7 @@ def verify(
         quantization=quantization,
         accuracy=right,
         int8=int8_of(built.audit) if cell.precision.weights == "int8" and built.audit else None,
+        audit=None if built.audit is None else audited(built.audit, cell.precision, built.left_out),
         evaluation=cell.exporter.evaluation,
         reproducible=built.exported.reproducible,
         seconds=built.seconds,
@@ -192,7 +194,7 @@ def _gates(
         reference=yardstick.accuracy,
         sensitivity=comparison.sensitivity,
     )
-    if precision.quantized and built.audit is not None:
+    if built.audit is not None:
         gates += judge_coverage(built.audit, built.demand)
     return gates
 
