@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -112,7 +112,7 @@ def audit(path: Path) -> Audit:
         graph = _xnnpack_graph(bytes(payload))
         weight_bytes += _constant_bytes(graph)
         found += [product for _, product in _xnnpack_products(graph)]
-        steps += _xnnpack_steps(graph, number)
+        steps += _xnnpack_steps(graph, number, _constant_arguments(plan, number))
     return Audit.of(found, weight_bytes=weight_bytes, conversions=conversions(steps))
 
 
@@ -144,7 +144,7 @@ def _undelegated(plan: Any) -> tuple[Counter[str], list[Product]]:
     constants: dict[int, tuple[str, int]] = {}
     for value in plan.values:
         tensor = value.val
-        if getattr(tensor, "data_buffer_idx", 0) and tensor.allocation_info is None:
+        if _is_constant(tensor):
             dtype = types.get(tensor.scalar_type)
             name = str(dtype).removeprefix("torch.") if dtype else "other"
             width = dtype.itemsize if dtype else 1
@@ -242,8 +242,29 @@ def _xnnpack_products(graph: Any) -> Iterator[tuple[Any, Product]]:
         yield args["output_id"], Product(kind=_KINDS[kind], macs=macs, dtype=dtype)
 
 
-def _xnnpack_steps(graph: Any, number: int) -> Iterator[Step]:
-    """What the nodes of the delegate of a number do to 8-bit activations."""
+def _constant_arguments(plan: Any, number: int) -> set[int]:
+    """Which arguments of the delegate of a number are constants of the program."""
+    return {
+        place
+        for call in _instructions(plan)
+        if getattr(call, "delegate_index", None) == number
+        for place, index in enumerate(call.args)
+        if _is_constant(plan.values[index].val)
+    }
+
+
+def _is_constant(value: Any) -> bool:
+    return bool(getattr(value, "data_buffer_idx", 0)) and value.allocation_info is None
+
+
+def _xnnpack_steps(graph: Any, number: int, constants: Collection[int]) -> Iterator[Step]:
+    """What the nodes of the delegate of a number do to 8-bit activations.
+
+    Args:
+        graph: of the delegate.
+        number: of the delegate.
+        constants: external inputs of the graph that are no activations.
+    """
     values = _values(graph)
     layers = {result for result, product in _xnnpack_products(graph) if product.dtype == "int8"}
     for node in graph["xnodes"]:
@@ -252,7 +273,7 @@ def _xnnpack_steps(graph: Any, number: int) -> Iterator[Step]:
         role: Role
         if result in layers:
             role = "layer"
-        elif kind == "XNNConvert":
+        elif kind == "XNNConvert" and values[source]["external_id"] not in constants:
             rounds = values[result]["datatype"] in _EIGHT_BITS
             role = "quantize" if rounds else "dequantize"
         elif kind in _MOVEMENT and values[source]["datatype"] in _EIGHT_BITS:

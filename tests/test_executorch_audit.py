@@ -98,7 +98,7 @@ def test_audit_finds_the_weights_in_their_storage_type(written: Mapping[str, Wri
 
 
 def _converts(path: Path) -> Counter[tuple[str, str]]:
-    """Convert nodes of the file's delegate, by the types that they take and give."""
+    """Convert nodes of activations in the file's delegate, by the types that they take and give."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     file = deserialize_pte_binary(path.read_bytes())
@@ -107,14 +107,17 @@ def _converts(path: Path) -> Counter[tuple[str, str]]:
     graph = _executorch_program._xnnpack_graph(
         bytes(file.program.backend_delegate_data[index].data)
     )
-    types = {}
+    types, biases = {}, set()
     for value in graph["xvalues"]:
         tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
         types[tensor["id_out"]] = tensor["datatype"].removeprefix("xnn_datatype_")
+        if tensor["dims"][-2:] == [9, 9]:  # attention's: 3 x 3 tokens a window
+            biases.add(tensor["id_out"])
     return Counter(
         (types[node["xnode_union"]["input_id"]], types[node["xnode_union"]["output_id"]])
         for node in graph["xnodes"]
         if node["xnode_union_type"] == "XNNConvert"
+        and node["xnode_union"]["input_id"] not in biases
     )
 
 
