@@ -57,15 +57,18 @@ class Score:
     """Mean Kullback-Leibler divergence from the float32 model, nats."""
     sqnr_db: float
 
-    def beats(self, other: Score, *, stored: bool) -> bool:
-        """Whether it is better.
+    def rank(self, *, stored: bool) -> tuple[float, ...]:
+        """What states of one training are compared by, the best being the largest.
 
-        A student of the float32 model is when it is nearer to it and no less accurate. A student
-        of another teacher may leave it: it must be more accurate, or as accurate and nearer.
+        A student of the float32 model should be near it; one of another teacher may leave it, and
+        should be accurate first.
         """
-        if stored:
-            return (self.top1, -self.kl) > (other.top1, -other.kl)
-        return self.top1 >= other.top1 and self.kl < other.kl
+        return (self.top1, -self.kl) if stored else (-self.kl,)
+
+    def beats(self, other: Score, *, stored: bool) -> bool:
+        """Whether it is better in that rank, and no less accurate."""
+        better = self.rank(stored=stored) > other.rank(stored=stored)
+        return better and self.top1 >= other.top1
 
 
 def run(request: QatRequest, *, display: QuietDisplay | None = None) -> dict[str, Any]:
@@ -208,7 +211,7 @@ class _Run:
         weights = {name: self.ema.state[name].clone() for name in names}
         score = self._score(replace(self.ptq, tuned=weights))
         stored = self.request.store is not None
-        if self.best is None or score.beats(self.best[0], stored=stored):
+        if self.best is None or score.rank(stored=stored) > self.best[0].rank(stored=stored):
             self.best = score, weights
         assert self.before is not None
         self.log.write(

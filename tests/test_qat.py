@@ -257,6 +257,8 @@ def test_scores_are_compared_as_documented() -> None:
     assert [one.beats(base, stored=True) for one in (nearer, better, worse, base)] == [
         True, True, False, False,
     ]  # fmt: skip
+    assert max((base, nearer, worse, better), key=lambda one: one.rank(stored=True)) == better
+    assert max((base, worse, better), key=lambda one: one.rank(stored=False)) == worse
 
 
 def test_commands(
