@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from tinyvit_edge.configuration import TinyVitConfig
@@ -95,10 +94,10 @@ def images_of(count: int, seed: int = 2, size: int = SIZE) -> torch.Tensor:
 
 @cache
 def written_files(
-    make_program: MakeProgram, tmp_path_factory: pytest.TempPathFactory
+    make_program: MakeProgram, mktemp: Callable[[str], Path]
 ) -> Mapping[str, Written]:
     """One file per precision, all through XNNPACK."""
-    target, folder = ExecuTorchExporter(), tmp_path_factory.mktemp("executorch")
+    target, folder = ExecuTorchExporter(), mktemp("executorch")
     files = {}
     for name in SUPPORTED:
         program, path = make_program(name, target.form), folder / f"{name}.pte"

@@ -56,7 +56,7 @@ def written(
     make_program: MakeProgram, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Written]:
     """One file per precision, all through XNNPACK."""
-    return written_files(make_program, tmp_path_factory)
+    return written_files(make_program, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def written(
     randomise: Callable[..., Any], calibrated: Calibrate, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Written]:
     """One file per precision, all through XNNPACK."""
-    return written_files(program_maker(randomise, calibrated), tmp_path_factory)
+    return written_files(program_maker(randomise, calibrated), tmp_path_factory.mktemp)
 
 
 def _layer_macs(program: Program) -> dict[str, int]:
