@@ -69,6 +69,23 @@ def test_a_wrong_weight_is_caught(bundle_copy, digits, digits_images, target, pr
     assert "SQNR against recorded logits" in failed(check_goldens(root))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_file_that_is_not_int8_is_caught(bundle_copy, digits_images, target):
+    """Oracle: the file of another precision, in place of an int8 one: nothing but the audit can
+    tell that it is too good.
+    """
+    root = bundle_copy(target, "w8a8")
+    path = read_bundle(root).artifact
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    other = read_bundle(bundle_copy(target, "fp32")).artifact
+    shutil.copytree(other, path) if other.is_dir() else shutil.copy(other, path)
+    assert failed(judge(root, digits_images)) >= {
+        "int8 weight bytes",
+        "int8 multiply-accumulates",
+        "artifact as in the manifest (1 is yes)",
+    }
+
+
 def test_weights_of_few_bits_are_judged_by_those_that_were_chosen(bundle_copy, digits_images):
     """Oracles: the bundle as it was made; codes of the other sign; a file that is cut short."""
     from safetensors.torch import load_file, save_file

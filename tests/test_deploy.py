@@ -108,6 +108,21 @@ def test_int8_rows_are_int8(deployed, target):
     assert deployed.row(target, "fp16").size_bytes < 0.65 * deployed.row(target, "fp32").size_bytes
 
 
+@cell
+def test_the_audit_is_in_the_manifest_with_a_reason_for_all_that_is_float(
+    deployed, target, precision
+):
+    """Oracles: the precision's row; the row of the report; all work is that of the fp32 file."""
+    audit = deployed.row(target, precision).audit
+    manifest = read_bundle(deployed.out / f"{target}-{precision}").manifest
+    assert manifest["artifact"]["audit"] == audit.to_dict()
+    whole = deployed.row(target, "fp32").audit.macs
+    assert sum(audit.macs.values()) == whole["float32"] == sum(whole.values())
+    reasons = PRECISIONS[precision].why_float
+    assert {one.kind: one.reason for one in audit.left_float} == reasons
+    assert audit.needless == 0
+
+
 def test_int8_targets_agree_with_each_other(deployed, digits, digits_images):
     """Oracle: one quantized program, so the targets' accuracies are one image apart at most."""
     tops = [deployed.row(target, "w8a8").accuracy.top1 for target in TARGETS]

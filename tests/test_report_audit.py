@@ -83,13 +83,13 @@ def test_a_line_a_precision_says_what_is_int8_and_what_is_not(report: Report) ->
     """Oracle: written by hand; targets that compute alike share a line; floats have none."""
     lines = audit_lines(report)
     assert lines[:4] == [
-        "w8-dynamic: int8 9 of 14.3 MMAC, float 8 products of attention (260 kMAC), 18 convolutions"
-        " (5 MMAC); quantize/dequantize: onnx 17/0",
-        "w8a8: int8 14 of 14.3 MMAC, float 8 products of attention (260 kMAC);"
+        "w8-dynamic: int8 9 of 14.3 MMAC, float 8 products of attention (0.26 MMAC),"
+        " 18 convolutions (5 MMAC); quantize/dequantize: onnx 17/0",
+        "w8a8: int8 14 of 14.3 MMAC, float 8 products of attention (0.26 MMAC);"
         " quantize/dequantize: onnx 41/43, tflite 41/43",
-        "w8a8-mixed: int8 13.8 of 14.3 MMAC, float 8 products of attention (260 kMAC), 1 Linear"
-        " layer (200 kMAC); quantize/dequantize: onnx 40/42",
-        "w8: int8 0 of 14.3 MMAC, float 8 products of attention (260 kMAC), 18 convolutions"
+        "w8a8-mixed: int8 13.8 of 14.3 MMAC, float 8 products of attention (0.26 MMAC), 1 Linear"
+        " layer (0.2 MMAC); quantize/dequantize: onnx 40/42",
+        "w8: int8 0 of 14.3 MMAC, float 8 products of attention (0.26 MMAC), 18 convolutions"
         " (5 MMAC), 25 Linear layers (9 MMAC); quantize/dequantize: onnx 0/0",
     ]
 
@@ -158,8 +158,8 @@ def test_the_terminal_the_markdown_and_the_page_show_them(
     assert "<td>onnx fp32</td><td>float32 3,600 B</td><td>float32 14.3 MMAC</td>" in page
     assert (
         "<td>tflite w8a8</td><td>float32 50 B, int8 900 B</td>"
-        "<td>float32 260 kMAC, int8 14 MMAC</td>"
-        "<td>8 products of attention (260 kMAC)</td><td>41</td><td>43</td><td>0</td>"
+        "<td>float32 0.26 MMAC, int8 14 MMAC</td>"
+        "<td>8 products of attention (0.26 MMAC)</td><td>41</td><td>43</td><td>0</td>"
     ) in page
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tinyvit_edge.report_page import text_table
 
 if TYPE_CHECKING:
-    from tinyvit_edge.report import Audited, LeftFloat, Report, Row
+    from tinyvit_edge.report import Audited, Report, Row
 
 __all__ = ["audit_lines", "audit_section"]
 
@@ -48,8 +48,8 @@ def audit_section(rows: Sequence[Row]) -> str:
         (
             f"{row.target} {row.precision}",
             _bytes(audit.weight_bytes),
-            ", ".join(f"{dtype} {_macs(macs)}" for dtype, macs in audit.macs.items()),
-            "; ".join(map(_left, audit.left_float)) or "nothing",
+            ", ".join(f"{dtype} {_macs(macs, audit)}" for dtype, macs in audit.macs.items()),
+            "; ".join(_left(audit)) or "nothing",
             str(audit.quantize),
             str(audit.dequantize),
             str(audit.needless),
@@ -71,13 +71,17 @@ def _quantized(audit: Audited) -> bool:
 
 def _arithmetic(audit: Audited) -> str:
     """Such as "int8 14.7 of 14.9 MMAC, float 8 products of attention (0.26 MMAC)"."""
-    total = sum(audit.macs.values())
-    left = ", ".join(map(_left, audit.left_float)) or "nothing"
-    return f"int8 {_macs(audit.macs.get('int8', 0), of=total)}, float {left}"
+    size, unit = _unit(audit)
+    int8, total = audit.macs.get("int8", 0) / size, sum(audit.macs.values()) / size
+    left = ", ".join(_left(audit)) or "nothing"
+    return f"int8 {int8:.3g} of {total:.3g} {unit}, float {left}"
 
 
-def _left(left: LeftFloat) -> str:
-    return f"{left.count} {_WORDS[left.kind][left.count > 1]} ({_macs(left.macs)})"
+def _left(audit: Audited) -> list[str]:
+    return [
+        f"{left.count} {_WORDS[left.kind][left.count > 1]} ({_macs(left.macs, audit)})"
+        for left in audit.left_float
+    ]
 
 
 def _pair(audit: Audited | None) -> str:
@@ -116,11 +120,15 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _macs(count: int, *, of: int | None = None) -> str:
-    """Three digits and the unit of the count, or of the whole that it is a part of."""
-    size, unit = next((one for one in _UNITS if (of or count) >= one[0]), _UNITS[-1])
-    whole = "" if of is None else f" of {of / size:.3g}"
-    return f"{count / size:.3g}{whole} {unit}"
+def _macs(count: int, audit: Audited) -> str:
+    size, unit = _unit(audit)
+    return f"{count / size:.3g} {unit}"
+
+
+def _unit(audit: Audited) -> tuple[float, str]:
+    """The unit that suits all of an artifact's work."""
+    total = sum(audit.macs.values())
+    return next((one for one in _UNITS if total >= one[0]), _UNITS[-1])
 
 
 def _bytes(sizes: Mapping[str, int]) -> str:
