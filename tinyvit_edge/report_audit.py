@@ -17,6 +17,7 @@ _WORDS = {
     "conv": ("convolution", "convolutions"),
     "attention": ("product of attention", "products of attention"),
 }
+_INTEGERS = frozenset({"int8", "uint8", "uint6", "int4", "uint4"})
 _SHOWN = 3  # layers that a line names
 _UNITS = ((1e9, "GMAC"), (1e6, "MMAC"), (1e3, "kMAC"), (1.0, "MAC"))
 
@@ -66,13 +67,16 @@ def audit_section(rows: Sequence[Row]) -> str:
 
 
 def _quantized(audit: Audited) -> bool:
-    return any(dtype.startswith(("int", "uint")) for dtype in audit.weight_bytes)
+    """Whether weights are integers; shapes and biases are integers of more bits."""
+    return not _INTEGERS.isdisjoint(audit.weight_bytes)
 
 
 def _arithmetic(audit: Audited) -> str:
     """Such as "int8 14.7 of 14.9 MMAC, float 8 products of attention (0.26 MMAC)"."""
     size, unit = _unit(audit)
     int8, total = audit.macs.get("int8", 0) / size, sum(audit.macs.values()) / size
+    if not int8:
+        return f"all {total:.3g} {unit} in floating point"
     left = ", ".join(_left(audit)) or "nothing"
     return f"int8 {int8:.3g} of {total:.3g} {unit}, float {left}"
 
