@@ -164,8 +164,6 @@ class Calibration:
             calibration = cls.from_dict(values)
             made_for = values["weights_sha256"]
             contract = Preprocessing.from_dict(values["preprocessing"])
-            about = values.get("tuned")
-            tuned = {} if about is None else read_tuned(path.parent, about)
         except _DAMAGE as error:
             raise InputError(
                 f"{path}: not a file of ranges ({error}); write one with quantize ptq"
@@ -179,7 +177,12 @@ class Calibration:
                     f"{path}: calibrated with preprocessing {name} {then}, and the weights are "
                     f"used with {now}; give quantize ptq the same --image-size and --preprocessing"
                 )
-        return replace(calibration, tuned=tuned)
+        about = values.get("tuned")
+        return (
+            calibration
+            if about is None
+            else replace(calibration, tuned=read_tuned(path.parent, about))
+        )
 
 
 def quantizable(

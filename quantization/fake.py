@@ -20,6 +20,7 @@ from tinyvit_edge.quantization.qdq import (
     quantize_with_bias,
     replace_layers,
 )
+from tinyvit_edge.quantization.tuned import apply_tuned
 
 __all__ = ["FakeStaticLayer", "trainable_form"]
 
@@ -67,7 +68,7 @@ def trainable_form(form: nn.Module, precision: Precision, calibration: Calibrati
     Args:
         form: float deployment form; it is not changed.
         precision: a calibrated row.
-        calibration: its ranges.
+        calibration: its ranges, with the weights to begin with, if they are not the form's.
 
     Returns:
         A module whose parameters are weights and biases of all Linear layers and convolutions,
@@ -75,6 +76,7 @@ def trainable_form(form: nn.Module, precision: Precision, calibration: Calibrati
     """
     conditioned = deepcopy(form)
     apply_factors(conditioned, calibration.factors)
+    apply_tuned(conditioned, calibration.tuned)
 
     def make(name: str, layer: nn.Module) -> nn.Module | None:
         if not isinstance(layer, StaticLayer):

@@ -11,6 +11,7 @@ quantization on images that nothing was trained on.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -57,18 +58,32 @@ class Score:
     """Mean Kullback-Leibler divergence from the float32 model, nats."""
     sqnr_db: float
 
-    def rank(self, *, stored: bool) -> tuple[float, ...]:
-        """What states of one training are compared by, the best being the largest.
-
-        A student of the float32 model should be near it; one of another teacher may leave it, and
-        should be accurate first.
-        """
-        return (self.top1, -self.kl) if stored else (-self.kl,)
-
     def beats(self, other: Score, *, stored: bool) -> bool:
-        """Whether it is better in that rank, and no less accurate."""
-        better = self.rank(stored=stored) > other.rank(stored=stored)
-        return better and self.top1 >= other.top1
+        """Whether it is better.
+
+        A student of the float32 model is when it is nearer to it and no less accurate. A student
+        of another teacher may leave it: it must be more accurate, or as accurate and nearer.
+        """
+        if stored:
+            return (self.top1, -self.kl) > (other.top1, -other.kl)
+        return self.top1 >= other.top1 and self.kl < other.kl
+
+    def better(self, other: Score, base: Score, *, stored: bool) -> bool:
+        """Whether to keep it rather than `other`: what beats `base` comes first, then the nearer.
+
+        Otherwise one epoch that wins accuracy and loses nearness would shut out all later ones.
+        """
+        if stored:
+            return self.beats(other, stored=True)
+        mine, theirs = (one.beats(base, stored=False) for one in (self, other))
+        return (mine, -self.kl) > (theirs, -other.kl)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """As JSON values; None where a number is not finite."""
+        return {name: x if math.isfinite(x) else None for name, x in asdict(self).items()}
+
+
+_RUINED = Score(top1=0.0, kl=math.inf, sqnr_db=-math.inf)
 
 
 def run(request: QatRequest, *, display: QuietDisplay | None = None) -> dict[str, Any]:
@@ -145,9 +160,10 @@ class _Run:
         checkpoint, path = self.setup.checkpoint, self.request.out / RANGES
         result.write(path, weights_sha256=checkpoint.sha256, preprocessing=checkpoint.preprocessing)
         if not accepted:
+            kept = "what training began with" if self.ptq.tuned else "the ranges alone"
             self.display.say(
                 "training did not beat post-training quantization on the held-out photos:"
-                f" {path} holds the ranges alone"
+                f" {path} holds {kept}"
             )
         return {
             "out": str(path),
@@ -156,8 +172,8 @@ class _Run:
             "trained_on": len(self.plan.images),
             "steps": self.step,
             "held_out": len(self.setup.held_out),
-            "before": asdict(self.before),
-            "after": asdict(after),
+            "before": self.before.to_dict(),
+            "after": after.to_dict(),
         }
 
     def _train_epoch(self, epoch: Epoch, advance: Callable[[int], None]) -> None:
@@ -186,7 +202,8 @@ class _Run:
                     images_per_second=round(images / (time.perf_counter() - began), 1),
                 )
                 began, images = time.perf_counter(), 0
-            if self.step % self.request.save_steps == 0:
+            done = self.step == epoch.first_step + self.plan.steps_per_epoch
+            if self.step % self.request.save_steps == 0 and not done:  # then it is judged first
                 self._save()
 
     def _train_step(self, epoch: Epoch, views: Iterator[Any]) -> tuple[Tensor, Tensor, int]:
@@ -211,11 +228,11 @@ class _Run:
         weights = {name: self.ema.state[name].clone() for name in names}
         score = self._score(replace(self.ptq, tuned=weights))
         stored = self.request.store is not None
-        if self.best is None or score.rank(stored=stored) > self.best[0].rank(stored=stored):
-            self.best = score, weights
         assert self.before is not None
+        if self.best is None or score.better(self.best[0], self.before, stored=stored):
+            self.best = score, weights
         self.log.write(
-            kind="val", step=self.step, epoch=epoch.number, size=epoch.size, **asdict(score)
+            kind="val", step=self.step, epoch=epoch.number, size=epoch.size, **score.to_dict()
         )
         self.display.say(
             f"epoch {epoch.number + 1} of {self.recipe.epochs}: top-1 {100 * score.top1:.2f} %,"
@@ -226,6 +243,8 @@ class _Run:
     def _score(self, calibration: Calibration) -> Score:
         module = quantize(self.form, self.setup.precision, calibration=calibration)
         found = self._logits(module, lambda _: None)
+        if not metrics.is_finite(found):
+            return _RUINED
         labels = [label for label in labels_of(self.setup.held_out) if label is not None]
         return Score(
             top1=metrics.top_k_accuracy(found, labels, 1)

@@ -29,7 +29,7 @@ __all__ = ["QatRequest", "Setup", "prepare", "recipe", "starting_ranges"]
 PTQ = "ptq.json"
 
 
-def recipe(*, epochs: int = 1, batch: int = 16, lr: float = 1e-5, stored: bool = False) -> Recipe:
+def recipe(*, epochs: int = 1, batch: int = 16, lr: float = 2e-6, stored: bool = False) -> Recipe:
     """How the weights are trained: gently, for they are good already.
 
     Args:
@@ -145,15 +145,23 @@ def _source(
             classes=len(checkpoint.labels),
             smoothing=0.0,
         )
-    known = store.manifest.labels
-    unknown = [label for label in checkpoint.labels if label not in known]
-    if unknown:
-        raise InputError(
-            f"{request.store}: its teacher has no class {unknown[0]!r}: give a store of a teacher"
-            " that knows the model's classes, or none"
-        )
-    columns = [known.index(label) for label in checkpoint.labels]
+    columns = _columns(store, checkpoint.labels)
     return StoreSource(store, [sample.path for sample in photos.samples], columns)
+
+
+def _columns(store: Store, labels: tuple[str, ...]) -> list[int] | None:
+    """Which of the teacher's classes the model has; None where they are the same."""
+    known = store.manifest.labels
+    if labels == known:
+        return None
+    for label in labels:
+        if known.count(label) != 1:  # ImageNet has two cranes
+            problem = "more than one class" if label in known else "no class"
+            raise InputError(
+                f"{store.root}: its teacher has {problem} {label!r}: give a store of a teacher"
+                " that knows the model's classes, or none"
+            )
+    return [known.index(label) for label in labels]
 
 
 def _facts(

@@ -59,9 +59,15 @@ def read_tuned(folder: Path, about: Mapping[str, str]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / about["file"]
     try:
-        if sha256_of(path) != about["sha256"]:
+        path, digest = folder / about["file"], about["sha256"]
+    except (LookupError, TypeError) as error:
+        raise InputError(
+            f"{folder}: the ranges do not say where their trained weights are; run quantize qat,"
+            " or export, again"
+        ) from error
+    try:
+        if sha256_of(path) != digest:
             raise InputError(f"{path}: not the weights that belong to these ranges; make it again")
         return load_file(path)
     except (OSError, SafetensorError) as error:

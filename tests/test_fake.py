@@ -81,7 +81,7 @@ def test_form_to_train_is_the_deployed_one(
 def test_trained_weights_deploy_as_they_were_trained(
     float_form: nn.Module, calibration: Calibration
 ) -> None:
-    """Oracle: the form that was trained, bit for bit."""
+    """Oracle: the form that was trained, bit for bit; training goes on from the same weights."""
     row, x = PRECISIONS["w8a8-mixed"], normal(2, 3, 64, 64)
     made = trainable_form(float_form, row, calibration)
     generator = torch.Generator().manual_seed(3)
@@ -89,7 +89,10 @@ def test_trained_weights_deploy_as_they_were_trained(
         for parameter in made.parameters():
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
     tuned = {name: p.detach() for name, p in made.named_parameters()}
-    deployed = quantize(float_form, row, calibration=replace(calibration, tuned=tuned))
+    trained = replace(calibration, tuned=tuned)
+    deployed = quantize(float_form, row, calibration=trained)
+    going_on = trainable_form(float_form, row, trained)
     with torch.no_grad():
         assert torch.equal(deployed(x), made(x))
+        assert torch.equal(going_on(x), made(x))
         assert not torch.equal(deployed(x), quantize(float_form, row, calibration=calibration)(x))

@@ -19,7 +19,7 @@ from tinyvit_edge.data import load_batches, scan_folder
 from tinyvit_edge.deployment import deployment_form
 from tinyvit_edge.distill.augment import POLICIES
 from tinyvit_edge.distill.teach import TeachRequest, teach
-from tinyvit_edge.errors import InputError, StoreError
+from tinyvit_edge.errors import DataError, InputError, StoreError
 from tinyvit_edge.metrics import kl_divergence
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, calibrate
@@ -177,6 +177,91 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert steps == sorted(set(steps))
 
 
+def test_a_kill_while_an_epoch_is_judged_loses_no_judgement(
+    photos: Path, narrow: Path, tmp_path: Path
+) -> None:
+    """Oracle: a run that was not killed; the one epoch ends where a state is due."""
+
+    class Stopping(QuietDisplay):
+        def say(self, text: str) -> None:
+            if text.startswith("epoch"):
+                raise _Killed
+
+    asked = {
+        "calibration": narrow,
+        "recipe": recipe(epochs=1, batch=8, lr=1e-4),
+        "images": 16,
+        "save_steps": 2,
+    }
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = run(request(photos, whole, **asked))
+    with pytest.raises(_Killed):
+        run(request(photos, killed, **asked), display=Stopping())
+    assert {**run(request(photos, killed, **asked)), "out": ""} == {**expected, "out": ""}
+    name = "ranges.tuned.safetensors"
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    logs = [MetricsLog.lines(folder / "metrics.jsonl") for folder in (whole, killed)]
+    assert logs[0] == logs[1]
+
+
+def test_weights_that_are_no_numbers_any_more_are_rejected(
+    digits: Checkpoint, photos: Path, narrow: Path, tmp_path: Path
+) -> None:
+    """Oracle: a rate that overflows the classifier, left in float; JSON has no infinity."""
+    contract: Any = {"weights_sha256": digits.sha256, "preprocessing": digits.preprocessing}
+    ranges, out = tmp_path / "ranges.json", tmp_path / "run"
+    found = Calibration.read(narrow, **contract)
+    replace(found, left_float={"classifier": "a test"}).write(ranges, **contract)
+    ruinous = recipe(lr=1e37, epochs=2)
+    asked = request(photos, out, calibration=ranges, recipe=ruinous, images=32)
+    facts = run(replace(asked, precision="w8a8-mixed"))
+    assert not facts["accepted"]
+    assert facts["after"] == {"top1": 0.0, "kl": None, "sqnr_db": None}
+    json.dumps(facts, allow_nan=False)
+    assert json.loads((out / "ranges.json").read_text()) == json.loads(ranges.read_text())
+
+
+def test_a_run_goes_on_from_trained_weights(
+    trained: tuple[Path, dict[str, Any]], photos: Path, tmp_path: Path
+) -> None:
+    """Oracle: where the first run ended is where the second begins, and what it leaves if it
+    ruins them.
+    """
+    said: list[str] = []
+
+    class Listening(QuietDisplay):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    first, facts = trained
+    asked = {"calibration": first / "ranges.json", "recipe": recipe(lr=0.3), "images": 16}
+    out = tmp_path / "run"
+    again = run(request(photos, out, **asked), display=Listening())
+    assert again["before"] == facts["after"]
+    assert not again["accepted"]
+    assert said[-1].endswith("holds what training began with")
+    name = "ranges.tuned.safetensors"
+    assert (out / name).read_bytes() == (first / name).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_line(
+    workers: int, photos: Path, narrow: Path, tmp_path: Path
+) -> None:
+    """Oracle: the message names the image, also where a worker met it."""
+    data = tmp_path / "data"
+    (data / "3").mkdir(parents=True)
+    for path in sorted((photos / "3").iterdir())[:12]:
+        (data / "3" / path.name).write_bytes(path.read_bytes())
+    victim = sorted((data / "3").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:40])
+    asked = request(data, tmp_path / "run", calibration=narrow, images=None, workers=workers)
+    with pytest.raises(DataError) as caught:
+        run(asked)
+    assert str(caught.value).startswith(str(victim))
+    assert "\n" not in str(caught.value)
+
+
 def test_what_does_not_gain_is_not_kept(photos: Path, narrow: Path, tmp_path: Path) -> None:
     """Oracle: a rate that ruins the weights: the ranges alone are written, and it is said."""
     said: list[str] = []
@@ -257,8 +342,18 @@ def test_scores_are_compared_as_documented() -> None:
     assert [one.beats(base, stored=True) for one in (nearer, better, worse, base)] == [
         True, True, False, False,
     ]  # fmt: skip
-    assert max((base, nearer, worse, better), key=lambda one: one.rank(stored=True)) == better
-    assert max((base, worse, better), key=lambda one: one.rank(stored=False)) == worse
+
+
+def test_what_beats_the_ranges_comes_before_what_is_more_accurate_alone() -> None:
+    """Oracle: by hand: an early epoch with more hits that is further off shuts out no later one."""
+    base = Score(top1=0.9, kl=0.1, sqnr_db=20.0)
+    early, later = replace(base, top1=0.92, kl=0.2), replace(base, top1=0.91, kl=0.05)
+    assert not later.beats(early, stored=False)
+    assert later.better(early, base, stored=False)
+    assert not early.better(later, base, stored=False)
+    assert early.better(later, base, stored=True)
+    worse = replace(base, top1=0.5, kl=0.01)
+    assert not worse.better(later, base, stored=False)
 
 
 def test_commands(

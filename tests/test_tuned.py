@@ -59,9 +59,36 @@ def test_damaged_weights_are_refused(damage: str, tuned: Calibration, tmp_path: 
         other = {name: 2 * value for name, value in tuned.tuned.items()}
         replace(tuned, tuned=other).write(tmp_path / "other.json", **FACTS)
         (tmp_path / "other.tuned.safetensors").replace(file)
-    with pytest.raises(InputError, match=file.name) as caught:
+    with pytest.raises(InputError) as caught:
         Calibration.read(path, **FACTS)
+    assert str(caught.value).startswith(f"{file}: not ")
     assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_say_where_its_weights_are_is_refused(
+    tuned: Calibration, tmp_path: Path
+) -> None:
+    """Oracle: one line that names the folder, whatever stands where name and digest must."""
+    path = tmp_path / "ranges.json"
+    tuned.write(path, **FACTS)
+    values = json.loads(path.read_text())
+    for about in ({}, [], "x", {"file": "x"}, {"file": 3, "sha256": "ab"}):
+        path.write_text(json.dumps(values | {"tuned": about}))
+        with pytest.raises(
+            InputError, match="do not say where their trained weights are"
+        ) as caught:
+            Calibration.read(path, **FACTS)
+        assert str(caught.value).startswith(str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+def test_whose_ranges_they_are_is_looked_at_first(tuned: Calibration, tmp_path: Path) -> None:
+    """Oracle: other weights are named as the reason, though the trained ones are gone, too."""
+    path = tmp_path / "ranges.json"
+    tuned.write(path, **FACTS)
+    (tmp_path / "ranges.tuned.safetensors").unlink()
+    with pytest.raises(InputError, match="calibrated for other weights"):
+        Calibration.read(path, **{**FACTS, "weights_sha256": "cd" * 32})
 
 
 def test_weights_of_another_model_are_refused(float_form: nn.Module, tuned: Calibration) -> None:

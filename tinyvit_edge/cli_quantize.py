@@ -114,7 +114,7 @@ def qat(
         int | None, typer.Option(min=1, help="Evenly spaced photos to train on; absent: all.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-6,
     hold_out: Annotated[
         int, typer.Option(min=2, help="Every n-th photo is judged by instead of trained on.")
     ] = 20,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tinyvit_edge.distill import augment
 from tinyvit_edge.distill.augment import Policy
 from tinyvit_edge.distill.draws import permutation, sample_seed
+from tinyvit_edge.errors import DataError
 from tinyvit_edge.preprocessing import decode
 
 __all__ = ["ViewDataset", "epoch_seeds", "loader", "partners"]
@@ -85,9 +86,16 @@ class ViewDataset(Dataset[tuple[Tensor, int]]):
 
 def loader(
     dataset: Dataset[tuple[Tensor, int]], batches: Sequence[Sequence[int]], workers: int
-) -> DataLoader[tuple[Tensor, int]]:
-    """Read the given batches in order, in `workers` processes (0: in this one)."""
-    return DataLoader(
+) -> Iterator[list[Tensor]]:
+    """Read the given batches in order, in `workers` processes (0: in this one).
+
+    Yields:
+        Views uint8 (B, size, size, 3), and their indices int64 (B,).
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    loaded: DataLoader[tuple[Tensor, int]] = DataLoader(
         dataset,
         batch_sampler=[list(batch) for batch in batches],
         num_workers=workers,
@@ -95,6 +103,12 @@ def loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
+    try:
+        yield from loaded
+    except DataError as error:
+        # from a worker it comes with the whole traceback, whose last line is the message
+        message = str(error).strip().splitlines()[-1]
+        raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from None
 
 
 def _one_thread(_: int) -> None:

@@ -167,7 +167,8 @@ class _Run:
             if self.step % LOG_STEPS == 0:
                 self._write_line(epoch, clock, loss, norm, rate)
                 clock = _Clock(time.perf_counter())
-            if self.step % self.request.save_steps == 0:
+            done = self.step == epoch.first_step + self.plan.steps_per_epoch
+            if self.step % self.request.save_steps == 0 and not done:  # then it is measured first
                 self._save()
 
     def _train_step(
