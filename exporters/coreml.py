@@ -44,8 +44,8 @@ _NEEDS = {
     "w8a8": ("iOS17", "Core ML quantizes activations"),
     "w8a8-mixed": ("iOS17", "Core ML quantizes activations"),
     "w8": ("iOS17", "coremltools writes PyTorch's int8 weights"),
-    "w6-lut": ("iOS16", "Core ML takes weights from tables"),
-    "w4-lut": ("iOS16", "Core ML takes weights from tables"),
+    "w6-lut": ("iOS17", "coremltools writes PyTorch's int8 attention biases"),
+    "w4-lut": ("iOS17", "coremltools writes PyTorch's int8 attention biases"),
     "w4g32": ("iOS18", "Core ML takes int4 weights"),
 }
 _PIXEL_TOLERANCE = 1e-2

@@ -278,7 +278,7 @@ def test_unsupported_precisions_and_options_are_refused() -> None:
         require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8"])
     with pytest.raises(UnsupportedError, match="iOS17"):
         require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w8a8-mixed"])
-    require_precision(exporter("coreml", deployment_target="iOS16"), PRECISIONS["w4-lut"])
+    require_precision(exporter("coreml", deployment_target="iOS17"), PRECISIONS["w4-lut"])
     with pytest.raises(UnsupportedError, match="iOS18"):
         require_precision(exporter("coreml", deployment_target="iOS17"), PRECISIONS["w4g32"])
     with pytest.raises(InputError, match=r"--deployment-target is 'iOS9'.*iOS15, iOS16"):
