@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
-from tinyvit_edge.deployment import deployment_form
+from tinyvit_edge.deployment import AttentionBias, deployment_form
 from tinyvit_edge.metrics import sqnr_db, top1_agreement
 from tinyvit_edge.precision import PRECISIONS, LayerKind, Precision
 from tinyvit_edge.quantization.calibration import (
@@ -104,6 +105,9 @@ def modules(
     form: nn.Module, calibration: list[Tensor], tuned: Calibration | None
 ) -> Iterator[tuple[str, str, nn.Module]]:
     """Every quantized form, as precision, what is special about it, and module."""
+    biased = deepcopy(form)
+    replace_layers(biased, _int8_biases)
+    yield "fp32", "attention biases int8", biased
     for title, module in static_modules(form, calibration):
         yield "w8a8", title, module
     if tuned is not None:
@@ -144,7 +148,7 @@ def static_modules(form: nn.Module, calibration: list[Tensor]) -> Iterator[tuple
     yield "auto, attention biases in float", biased
     rounded = quantize(form, row, calibration=found)
     replace_layers(rounded, lambda name, one: _real_weights(form, name, one))
-    yield "auto, weights in float: the bound of any rounding", rounded
+    yield "auto, weights in float", rounded
     layers = measure_layers(form, row, found, evenly(calibration, 16))
     for count in (1, 4, 16):
         left = {layer.name: "" for layer in ranked(layers)[:count]}
@@ -173,6 +177,10 @@ def _real_weights(form: nn.Module, name: str, static: nn.Module) -> nn.Module | 
     layer = form.get_submodule(name)
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     return _RealWeights(layer, static)
+
+
+def _int8_biases(_: str, table: nn.Module) -> nn.Module | None:
+    return Int8AttentionBias(table) if isinstance(table, AttentionBias) else None
 
 
 def _real_biases(form: nn.Module, name: str, table: nn.Module) -> nn.Module | None:

@@ -18,7 +18,12 @@ from tinyvit_edge.data import SAMPLE_SIZE
 from tinyvit_edge.deployment import AttentionBias
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
-from tinyvit_edge.quantization.calibration import Calibration, CalibrationOptions, quantizable
+from tinyvit_edge.quantization.calibration import (
+    Calibration,
+    CalibrationOptions,
+    LayerRanges,
+    quantizable,
+)
 from tinyvit_edge.quantization.coded import Coded, CodedLayer
 from tinyvit_edge.quantization.conditioning import apply_factors
 from tinyvit_edge.quantization.qdq import (
@@ -107,18 +112,22 @@ def quantize(
         if calibration is None or not precision.calibrated:
             assert isinstance(layer, nn.Linear)
             return DynamicLinear(layer, granularity=dynamic_range)
-        if name not in calibration.layers:
-            raise InputError(f"the calibration has no range for layer {name}: calibrate this model")
-        ranges = calibration.layers[name]
-        real = linear_outputs == "float" and isinstance(layer, nn.Linear)
+        ranges = _ranges(name, calibration)
+        given = None if (linear_outputs, type(layer)) == ("float", nn.Linear) else ranges.output
         return StaticLayer(
             layer,
             input_params=ranges.input,
-            output_params=None if real else ranges.output,
+            output_params=given,
             requantize=requantize_weights,
         )
 
     return replace_layers(module, make).eval()
+
+
+def _ranges(name: str, calibration: Calibration) -> LayerRanges:
+    if name not in calibration.layers:
+        raise InputError(f"the calibration has no range for layer {name}: calibrate this model")
+    return calibration.layers[name]
 
 
 def _int8_attention_bias(_: str, module: nn.Module) -> nn.Module | None:

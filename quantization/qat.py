@@ -35,7 +35,7 @@ from tinyvit_edge.quantization.fake import trainable_form
 from tinyvit_edge.quantization.ptq import quantize
 from tinyvit_edge.quantization.qat_request import QatRequest, Setup, prepare, starting_ranges
 from tinyvit_edge.training.log import METRICS, RUN, MetricsLog
-from tinyvit_edge.training.optimizer import Ema, learning_rate
+from tinyvit_edge.training.optimizer import Ema, learning_rate, set_learning_rate
 from tinyvit_edge.training.plan import Epoch
 from tinyvit_edge.training.state import load_state, refuse_other_run, save_state
 
@@ -123,7 +123,8 @@ class _Run:
         self.form = deployment_form(checkpoint.model, image_size=checkpoint.preprocessing.size)
         self.model = trainable_form(self.form, setup.precision, ptq)
         self.trained = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.trained, lr=self.recipe.lr, weight_decay=0.0)
+        group = {"params": self.trained, "weight_decay": self.recipe.weight_decay, "scale": 1.0}
+        self.optimizer = torch.optim.AdamW([group], lr=self.recipe.lr)
         self.ema = Ema(self.model, self.recipe.ema)
         self.step = 0
         self.before: Score | None = None
@@ -184,22 +185,21 @@ class _Run:
         began, images = time.perf_counter(), 0
         for _ in batches:
             rate = learning_rate(self.recipe, self.step, self.plan.steps, self.plan.warmup_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.optimizer, rate)
             loss, norm, count = self._train_step(epoch, views)
             self.ema.update(self.model, self.step)
             self.step, images = self.step + 1, images + count
             advance(1)
             if self.step % LOG_STEPS == 0:
-                self.log.write(
-                    kind="train",
+                self.log.write_step(
                     step=self.step,
                     epoch=epoch.number,
                     size=epoch.size,
-                    loss=round(float(loss), 5),
-                    gradient_norm=round(float(norm), 4),
+                    loss=float(loss),
+                    gradient_norm=float(norm),
                     learning_rate=rate,
-                    images_per_second=round(images / (time.perf_counter() - began), 1),
+                    images=images,
+                    seconds=time.perf_counter() - began,
                 )
                 began, images = time.perf_counter(), 0
             done = self.step == epoch.first_step + self.plan.steps_per_epoch

@@ -231,8 +231,8 @@ class DynamicLinear(_Int8Weight):
 class Int8AttentionBias(nn.Module):
     """Attention biases in int8, with one symmetric scale for the table.
 
-    They are half of what a window of 14 stores, and hardly anything else bears int8 as well: a
-    float model with nothing but these has logits 95 dB from its own.
+    Expanded to windows of 14 they would be nearly half of an int8 file, and nothing bears int8
+    better: see the ablation in docs/quantization.md.
     """
 
     values: Tensor

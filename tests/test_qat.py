@@ -137,7 +137,7 @@ class _Killed(Exception):
     """Stands for a kill."""
 
 
-class _Stopping(QuietDisplay):
+class _AtStep(QuietDisplay):
     """Kills the run after some steps."""
 
     def __init__(self, steps: int) -> None:
@@ -154,52 +154,38 @@ class _Stopping(QuietDisplay):
         yield advance
 
 
+class _AtJudgement(QuietDisplay):
+    """Kills the run when an epoch has been judged and nothing of it written."""
+
+    def say(self, text: str) -> None:
+        if text.startswith("epoch"):
+            raise _Killed
+
+
+@pytest.mark.parametrize(
+    ("display", "epochs", "images"),
+    [(_AtStep(4), 2, 24), (_AtJudgement(), 1, 16)],  # the second ends where a state is due
+    ids=["step", "judgement"],
+)
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    photos: Path, narrow: Path, tmp_path: Path
+    display: QuietDisplay, epochs: int, images: int, photos: Path, narrow: Path, tmp_path: Path
 ) -> None:
     """Oracle: a run that was not killed, bit for bit."""
     asked = {
         "calibration": narrow,
-        "recipe": recipe(epochs=2, batch=8, lr=1e-4),
-        "images": 24,
+        "recipe": recipe(epochs=epochs, batch=8, lr=1e-4),
+        "images": images,
         "save_steps": 2,
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = run(request(photos, whole, **asked))
     with pytest.raises(_Killed):
-        run(request(photos, killed, **asked), display=_Stopping(4))
+        run(request(photos, killed, **asked), display=display)
     assert not (killed / "ranges.json").exists()
     found = run(request(photos, killed, **asked))
     assert {**found, "out": ""} == {**expected, "out": ""}
     for name in ("ranges.json", "ranges.tuned.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    steps = [line["step"] for line in MetricsLog.lines(killed / "metrics.jsonl")]
-    assert steps == sorted(set(steps))
-
-
-def test_a_kill_while_an_epoch_is_judged_loses_no_judgement(
-    photos: Path, narrow: Path, tmp_path: Path
-) -> None:
-    """Oracle: a run that was not killed; the one epoch ends where a state is due."""
-
-    class Stopping(QuietDisplay):
-        def say(self, text: str) -> None:
-            if text.startswith("epoch"):
-                raise _Killed
-
-    asked = {
-        "calibration": narrow,
-        "recipe": recipe(epochs=1, batch=8, lr=1e-4),
-        "images": 16,
-        "save_steps": 2,
-    }
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = run(request(photos, whole, **asked))
-    with pytest.raises(_Killed):
-        run(request(photos, killed, **asked), display=Stopping())
-    assert {**run(request(photos, killed, **asked)), "out": ""} == {**expected, "out": ""}
-    name = "ranges.tuned.safetensors"
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
     logs = [MetricsLog.lines(folder / "metrics.jsonl") for folder in (whole, killed)]
     assert logs[0] == logs[1]
 

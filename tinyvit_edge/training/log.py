@@ -39,6 +39,32 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line(values))
 
+    def write_step(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        size: int,
+        loss: float,
+        gradient_norm: float,
+        learning_rate: float,
+        images: int,
+        seconds: float,
+        **more: Any,
+    ) -> None:
+        """Add a line about the last of some steps, which took `seconds` for `images`."""
+        self.write(
+            kind="train",
+            step=step,
+            epoch=epoch,
+            size=size,
+            loss=round(loss, 5),
+            gradient_norm=round(gradient_norm, 4),
+            learning_rate=learning_rate,
+            images_per_second=round(images / seconds, 1),
+            **more,
+        )
+
     @staticmethod
     def lines(path: Path) -> list[dict[str, Any]]:
         """All whole lines; a kill can leave half of the last one."""

@@ -223,15 +223,15 @@ class _Run:
         if self.log is None:
             return
         seconds = time.perf_counter() - clock.began
-        self.log.write(
-            kind="train",
+        self.log.write_step(
             step=self.step,
             epoch=epoch.number,
             size=epoch.size,
-            loss=round(float(loss), 5),
-            gradient_norm=round(float(norm), 4),
+            loss=float(loss),
+            gradient_norm=float(norm),
             learning_rate=rate,
-            images_per_second=round(clock.images / seconds, 1),
+            images=clock.images,
+            seconds=seconds,
             data_share=round(clock.waiting / seconds, 4),
             targets_share=round(clock.targets / seconds, 4),
         )
