@@ -46,8 +46,10 @@ def _onnx_float(module: nn.Module, images: NDArray[np.float32], path: Path) -> N
     program.save(str(path))
 
 
-def _onnx_static(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+def _onnx_static(
+    module: nn.Module, images: NDArray[np.float32], path: Path, *, activations: int = 8
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
@@ -59,7 +61,14 @@ def _onnx_static(module: nn.Module, images: NDArray[np.float32], path: Path) -> 
 
     source = path.with_name("float.onnx")
     _onnx_float(module, images, source)
-    quantize_static(str(source), str(path), Reader())
+    types = {8: {}, 16: {"activation_type": QuantType.QInt16}}[activations]
+    # opset 20 has no 16-bit quantize: these are ONNX Runtime's own operators
+    extra = {8: {}, 16: {"extra_options": {"UseQDQContribOps": True}}}[activations]
+    quantize_static(str(source), str(path), Reader(), **types, **extra)
+
+
+def _onnx_static_16(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
+    _onnx_static(module, images, path, activations=16)
 
 
 def _executorch(module: nn.Module, images: NDArray[np.float32], path: Path, *, int8: bool) -> None:
@@ -100,7 +109,9 @@ def _tflite_float(module: nn.Module, images: NDArray[np.float32], path: Path) ->
     litert_torch.convert(module, (torch.from_numpy(images[:1].copy()),)).export(str(path))
 
 
-def _tflite_static(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
+def _tflite_static(
+    module: nn.Module, images: NDArray[np.float32], path: Path, *, activations: int = 8
+) -> None:
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
 
@@ -111,11 +122,16 @@ def _tflite_static(module: nn.Module, images: NDArray[np.float32], path: Path) -
     _tflite_float(module, images, source)
     runner = Interpreter(str(source)).get_signature_runner("serving_default")
     (name,) = runner.get_input_details()
-    tool = quantizer.Quantizer(str(source), recipe.static_wi8_ai8())
+    recipes = {8: recipe.static_wi8_ai8, 16: recipe.static_wi8_ai16}
+    tool = quantizer.Quantizer(str(source), recipes[activations]())
     seen = tool.calibrate({"serving_default": [{name: image[None]} for image in images]})
     model = tflite_file.parse(bytes(tool.quantize(seen).quantized_model))
     restore_float_io(model)  # for a probe that gives every artifact the same tensor
     path.write_bytes(tflite_file.serialise(model))
+
+
+def _tflite_static_16(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
+    _tflite_static(module, images, path, activations=16)
 
 
 def _core_ml(compress: Callable[[Any, Any], Any] | None, target: str) -> Build:
@@ -162,6 +178,7 @@ STOCK: Mapping[str, tuple[Stock, ...]] = {
     "onnx": (
         Stock("onnx-float", "torch.onnx.export", _onnx_float),
         Stock("onnx-static", "onnxruntime quantize_static", _onnx_static),
+        Stock("onnx-static-16", "onnxruntime quantize_static, 16-bit activations", _onnx_static_16),
     ),
     "executorch": (
         Stock("executorch-float", "XnnpackPartitioner", _executorch_float),
@@ -170,6 +187,7 @@ STOCK: Mapping[str, tuple[Stock, ...]] = {
     "tflite": (
         Stock("tflite-float", "litert-torch", _tflite_float),
         Stock("tflite-static", "ai-edge-quantizer static_wi8_ai8", _tflite_static),
+        Stock("tflite-static-16", "ai-edge-quantizer static_wi8_ai16", _tflite_static_16),
     ),
     "coreml": (
         Stock("coreml-half", "coremltools, float16", _core_ml(None, "iOS17")),

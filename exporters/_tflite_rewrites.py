@@ -36,6 +36,8 @@ _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 # The op versions that first take these types (tensorflow/lite/tools/versioning/op_version.cc): a
 # runtime that is too old refuses the file, where it would otherwise compute nonsense.
 _DEQUANTIZE_INT8, _DEQUANTIZE_HALF, _DEQUANTIZE_CHANNELS = 2, 3, 5
+# integer types of inputs and outputs, with the versions of QUANTIZE and DEQUANTIZE that know them
+_INTEGER_IO = ((TYPE.INT8, 1, _DEQUANTIZE_INT8), (TYPE.INT16, 2, 3))
 _HYBRID_PER_CHANNEL = 12
 
 
@@ -206,10 +208,10 @@ def restore_float_compute(model: Any) -> None:
             operators.append(operator)
             continue
         before, after = [], []
-        for position, index in _int8(graph, operator.inputs):
+        for position, index in _of_type(graph, operator.inputs, TYPE.INT8):
             operator.inputs[position] = real = _float_twin(graph, index)
             before.append(_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
-        for position, index in _int8(graph, operator.outputs):
+        for position, index in _of_type(graph, operator.outputs, TYPE.INT8):
             operator.outputs[position] = real = _float_twin(graph, index)
             after.append(_operator(model, _OP.QUANTIZE, real, index))
         operators += [*before, operator, *after]
@@ -217,22 +219,23 @@ def restore_float_compute(model: Any) -> None:
 
 
 def restore_float_io(model: Any) -> None:
-    """Make an int8 input and output float32, by a QUANTIZE before and a DEQUANTIZE after."""
+    """Make an integer input and output float32, by a QUANTIZE before and a DEQUANTIZE after."""
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
-    for position, index in _int8(graph, graph.inputs):
-        graph.inputs[position] = real = _float_twin(graph, index)
-        signature.inputs[position].tensorIndex = real
-        graph.operators.insert(0, _operator(model, _OP.QUANTIZE, real, index))
-    for position, index in _int8(graph, graph.outputs):
-        graph.outputs[position] = real = _float_twin(graph, index)
-        signature.outputs[position].tensorIndex = real
-        graph.operators.append(_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
+    for type_, quantize, dequantize in _INTEGER_IO:
+        for position, index in _of_type(graph, graph.inputs, type_):
+            graph.inputs[position] = real = _float_twin(graph, index)
+            signature.inputs[position].tensorIndex = real
+            graph.operators.insert(0, _operator(model, _OP.QUANTIZE, real, index, quantize))
+        for position, index in _of_type(graph, graph.outputs, type_):
+            graph.outputs[position] = real = _float_twin(graph, index)
+            signature.outputs[position].tensorIndex = real
+            graph.operators.append(_operator(model, _OP.DEQUANTIZE, index, real, dequantize))
 
 
-def _int8(graph: Any, indices: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Positions and indices of the int8 tensors among some (-1: an absent optional one)."""
+def _of_type(graph: Any, indices: NDArray[Any], type_: int) -> Iterator[tuple[int, int]]:
+    """Positions and indices of the tensors of a type among some (-1: an absent optional one)."""
     for position, index in enumerate(indices.tolist()):
-        if index >= 0 and graph.tensors[index].type == TYPE.INT8:
+        if index >= 0 and graph.tensors[index].type == type_:
             yield position, index
 
 
