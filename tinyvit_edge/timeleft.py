@@ -54,12 +54,13 @@ class TimeLeft:
         return sum(self._expected(step) / self._parallel.get(step, 1) for step in waiting)
 
     def _expected(self, step: str) -> float:
-        """As before, by how much faster this run is; as the mean of the others where it is new."""
-        known = [one for one in self._done if self._earlier.get(one)]
+        """As before, by how much slower this run is; as the mean of what it did where it is new."""
+        worked = {one: seconds for one, seconds in self._done.items() if seconds}
         if step not in self._earlier:
-            return sum(self._done.values()) / len(self._done)
+            return sum(worked.values()) / (len(worked) or 1)
+        known = [one for one in worked if self._earlier.get(one)]
         then = sum(self._earlier[one] for one in known)
-        return self._earlier[step] * (sum(self._done[one] for one in known) / then if then else 1)
+        return self._earlier[step] * (sum(worked[one] for one in known) / then if then else 1)
 
 
 def about(seconds: float) -> str:
