@@ -82,10 +82,15 @@ def main() -> None:
         parser.error(f"--only: {unknown} not among {', '.join(graph.name for graph in GRAPHS)}")
     photos = flat_photos(args.data, args.limit, args.out / "photos")
     for graph in GRAPHS:
-        if graph.name in wanted and not (args.out / graph.name / "report.json").exists():
+        if graph.name in wanted and not is_done(args.out / graph.name):
             deploy(graph, photos, args)
         write_tables(args.out)
     print((args.out / "variants.md").read_text(), end="")
+
+
+def is_done(out: Path) -> bool:
+    """Whether there is a report, and no conversion in it failed."""
+    return (out / "report.json").exists() and read_report(out).exit_code in (0, 1)
 
 
 def flat_photos(data: Path, count: int, folder: Path) -> Path:
@@ -134,6 +139,8 @@ def random_checkpoint(graph: Graph) -> Checkpoint:
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 # the scale that keeps the variance, so that no branch fades
                 module.weight.normal_(0, module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    module.bias.uniform_(-0.1, 0.1)
         for name, parameter in model.named_parameters():
             if name.endswith("attention_biases"):
                 parameter.uniform_(-2, 2)

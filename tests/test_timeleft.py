@@ -34,7 +34,7 @@ def test_what_is_unchanged_says_nothing_of_speed():
     """Oracle: the earlier run's own time of the step that is left."""
     said: list[str] = []
     left = TimeLeft(["a", "b"], earlier={"a": 10.0, "b": 40.0}, say=said.append)
-    left.done("a", 0, unchanged=True)
+    left.done("a", None, outcome="unchanged")
     assert said == ["1/2 a: unchanged, about 40 s left"]
     assert left.seconds == {}
 

@@ -192,14 +192,14 @@ def _convert_group(
                 break
             if (known := job.verified.get(cell.name)) is not None:
                 outcomes.append(known)
-                job.left.done(cell.name, 0, unchanged=True)
+                job.left.done(cell.name, None, outcome="unchanged")
                 continue
             try:
                 made.append(_make(cell, job, converter))
             except TinyVitEdgeError as error:
                 if isinstance(error, InputError) and not error.in_child:
                     raise  # the disk is full, say: no other cell would fare better
-                outcomes.append(_failure(cell, error))
+                outcomes.append(_failure(cell, error, job))
     # by now the converter, which holds more memory than any runtime, has ended
     for one in made:
         if cancelled():
@@ -265,13 +265,14 @@ def _judge(one: _Made, job: Job) -> Verified | Row:
                 progress=advance,
             )
     except TinyVitEdgeError as error:
-        return _failure(cell, error)
+        return _failure(cell, error, job)
     job.results.keep_verified(verified)
     job.left.done(cell.name, one.seconds + time.perf_counter() - start)
     return verified
 
 
-def _failure(cell: Cell, error: TinyVitEdgeError) -> Row:
+def _failure(cell: Cell, error: TinyVitEdgeError, job: Job) -> Row:
+    job.left.done(cell.name, None, outcome="failed")
     # what went wrong went wrong in a temporary folder that is gone
     reason = re.sub(r"\.tmp-\w+", cell.name, str(error))
     return Row(target=cell.target, precision=cell.precision.name, status="failed", reason=reason)
@@ -309,7 +310,7 @@ def _reference(
     start = time.perf_counter()
     logits = results.reference()
     if logits is not None:
-        left.done(_REFERENCE, 0, unchanged=True)
+        left.done(_REFERENCE, None, outcome="unchanged")
         return logits
     logits = images.reference(reference_module(checkpoint.model))
     results.keep_reference(logits)
@@ -331,7 +332,7 @@ def _calibration(
         return None
     start = time.perf_counter()
     if request.calibration is None and (known := results.calibration()) is not None:
-        left.done(_CALIBRATION, 0, unchanged=True)
+        left.done(_CALIBRATION, None, outcome="unchanged")
         return known
     found = calibration_for(
         checkpoint, precisions, photos=_photos(request), ranges=request.calibration, display=display

@@ -40,13 +40,19 @@ class TimeLeft:
         with self._lock:
             return {step: seconds for step, seconds in self._done.items() if seconds}
 
-    def done(self, step: str, seconds: float, *, unchanged: bool = False) -> None:
-        """Note that a step took so long, or was not needed, and say how far things are."""
+    def done(self, step: str, seconds: float | None, *, outcome: str | None = None) -> None:
+        """Say that a step is over, and how far things are.
+
+        Args:
+            step: its name.
+            seconds: what it took; None where that says nothing of how fast this run is.
+            outcome: what to say in place of the seconds.
+        """
         with self._lock:
-            self._done[step] = 0.0 if unchanged else seconds
+            self._done[step] = seconds or 0.0
             head = f"{len(self._done)}/{len(self._steps)} {step}"
             left = self._left()
-        took = "unchanged" if unchanged else f"{seconds:.1f} s"
+        took = outcome or f"{seconds or 0.0:.1f} s"
         self._say(f"{head}: {took}" + (f", {about(left)} left" if left else ""))
 
     def _left(self) -> float:
