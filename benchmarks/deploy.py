@@ -3,7 +3,8 @@
     python benchmarks/deploy.py --data imagenette/val --calib imagenette/train --out /tmp/deploy
 
 ``--out`` must not exist: the first run is cold, the second finds everything that the first one
-left. Seconds of a stage are those that the command prints itself. Memory is the largest sum of the
+left. Seconds of a step are those that the command prints itself; several targets are worked on at a
+time, so they add up to more than the whole. Memory is the largest sum of the
 resident sets of the command and all its children, looked at ten times a second; pages that
 processes share count once for each, so it is an upper bound. Linux only.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from tinyvit_edge.host import cpu_name
 
-_STAGE = re.compile(r"^(?P<stage>[^:]+): (?P<seconds>\d+\.\d) s$")
+_STAGE = re.compile(r"^\d+/\d+ (?P<step>[^:]+): (?P<seconds>\d+\.\d) s")
 _LOOK_S = 0.1
 
 
@@ -36,8 +37,8 @@ class Run:
     peak_rss_gb: float
     """10^9 bytes."""
     exit_code: int
-    stages: dict[str, float]
-    """Seconds by stage, in order."""
+    steps: dict[str, float]
+    """Seconds by step, in order; none of steps that were not needed."""
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def measure(name: str, command: list[str]) -> Run:
         seconds=round(seconds, 1),
         peak_rss_gb=round(peak / 1e9, 2),
         exit_code=process.returncode,
-        stages={match["stage"]: float(match["seconds"]) for match in found},
+        steps={match["step"]: float(match["seconds"]) for match in found},
     )
 
 
@@ -122,14 +123,14 @@ def tree_rss(root: int) -> int:
 
 def markdown(runs: list[Run]) -> str:
     """The table."""
-    stages = list(dict.fromkeys(stage for run in runs for stage in run.stages))
+    steps = list(dict.fromkeys(step for run in runs for step in run.steps))
     lines = [
-        "| stage | " + " | ".join(f"{run.name}, s" for run in runs) + " |",
+        "| step | " + " | ".join(f"{run.name}, s" for run in runs) + " |",
         "| --- |" + " --: |" * len(runs),
     ]
-    for stage in stages:
-        cells = (f"{run.stages[stage]:.1f}" if stage in run.stages else "-" for run in runs)
-        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    for step in steps:
+        cells = (f"{run.steps[step]:.1f}" if step in run.steps else "-" for run in runs)
+        lines.append(f"| {step} | {' | '.join(cells)} |")
     lines.append(f"| whole command | {' | '.join(f'{run.seconds:.1f}' for run in runs)} |")
     lines.append(f"| peak memory, GB | {' | '.join(f'{run.peak_rss_gb:.2f}' for run in runs)} |")
     return "\n".join(lines)

@@ -50,8 +50,8 @@ def store_biases(model: Any) -> None:
     """Store biases beside int8 inputs and weights as int32, in units of the product of both scales.
 
     They are whole multiples of it, so nothing is rounded. Without this ONNX Runtime makes no
-    integer kernel of a Gemm with float output. torch's exporter leaves a bias of zeros out; it is put
-    back, for the same reason.
+    integer kernel of a Gemm with float output. torch's exporter leaves a bias of zeros out; here it
+    is put back, for the same reason.
     """
     import numpy as np
     from onnx import helper, numpy_helper

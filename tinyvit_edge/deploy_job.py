@@ -162,11 +162,15 @@ def convert_all(job: Job) -> list[Verified | Row]:
     """Convert, run and judge every cell, several targets at a time; a row alone is a failure."""
     groups = {cell.target: [c for c in job.cells if c.target == cell.target] for cell in job.cells}
 
-    def convert(group: Sequence[Cell], cancelled: Callable[[], bool]) -> list[Verified | Row]:
-        return _convert_group(group, job, cancelled)
+    # images, because those are many; one bar, because a terminal has place for one
+    total = len(job.yardstick.dataset) * (len(job.cells) - len(job.verified))
+    with job.display.track("convert and evaluate", total) as advance:
 
-    # while one target's artifact runs on the photos, the next target is converted
-    done = run_parallel(convert, groups.values(), jobs=_jobs(job.request))
+        def convert(group: Sequence[Cell], cancelled: Callable[[], bool]) -> list[Verified | Row]:
+            return _convert_group(group, job, advance, cancelled)
+
+        # while one target's artifact runs on the photos, the next target is converted
+        done = run_parallel(convert, groups.values(), jobs=_jobs(job.request))
     return [outcome for group in done for outcome in group]
 
 
@@ -181,7 +185,10 @@ class _Made:
 
 
 def _convert_group(
-    group: Sequence[Cell], job: Job, cancelled: Callable[[], bool]
+    group: Sequence[Cell],
+    job: Job,
+    advance: Callable[[int], None],
+    cancelled: Callable[[], bool],
 ) -> list[Verified | Row]:
     """Convert one target's cells in one process, then run each artifact in its own."""
     outcomes: list[Verified | Row] = []
@@ -204,7 +211,7 @@ def _convert_group(
     for one in made:
         if cancelled():
             break
-        outcomes.append(_judge(one, job))
+        outcomes.append(_judge(one, job, advance))
     return outcomes
 
 
@@ -249,21 +256,19 @@ def _make(cell: Cell, job: Job, converter: _Converter) -> _Made:
     )
 
 
-def _judge(one: _Made, job: Job) -> Verified | Row:
+def _judge(one: _Made, job: Job, advance: Callable[[int], None]) -> Verified | Row:
     """Run a bundle's artifact on every image."""
     start, cell = time.perf_counter(), one.built.cell
-    contract = job.source.checkpoint.preprocessing
     try:
-        with job.display.track(f"evaluate {cell.name}", len(job.yardstick.dataset)) as advance:
-            verified = verify(
-                one.built,
-                one.comparison,
-                job.yardstick,
-                contract,
-                out=job.request.out,
-                pixels=job.pixels,
-                progress=advance,
-            )
+        verified = verify(
+            one.built,
+            one.comparison,
+            job.yardstick,
+            job.source.checkpoint.preprocessing,
+            out=job.request.out,
+            pixels=job.pixels,
+            progress=advance,
+        )
     except TinyVitEdgeError as error:
         return _failure(cell, error, job)
     job.results.keep_verified(verified)
