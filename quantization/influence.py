@@ -80,21 +80,20 @@ def logit_errors(
 def _errors(x: Tensor, gradient: Tensor, tried: Sequence[QuantParams]) -> Tensor:
     """Squared errors summed over a batch, one a candidate; `x` and `gradient` are (B, ...)."""
     # image by image, so that what one candidate needs of memory stays near the processor
-    errors = [
-        [_error(image, slope, params) for params in tried]
-        for image, slope in zip(x.flatten(1), gradient.flatten(1), strict=True)  # (n,) each
-    ]
+    errors = []
+    for image, slope in zip(x.flatten(1), gradient.flatten(1), strict=True):  # (n,) each
+        ends = tuple(float(end) for end in torch.aminmax(image))
+        errors.append([_error(image, slope, params, ends) for params in tried])
     return torch.tensor(errors, dtype=torch.float64).sum(0)
 
 
-def _error(x: Tensor, gradient: Tensor, params: QuantParams) -> float:
-    """Squared error of one image's tensor (n,) for one candidate."""
+def _error(x: Tensor, gradient: Tensor, params: QuantParams, ends: tuple[float, ...]) -> float:
+    """Squared error of one image's tensor (n,), of that minimum and maximum, for one candidate."""
     low, high = ((end - params.zero_point) * params.scale for end in (-128, 127))
     moved = torch.fake_quantize_per_tensor_affine(x, params.scale, params.zero_point, -128, 127)
     moved.sub_(x).mul_(gradient)
-    smallest, largest = (float(end) for end in torch.aminmax(x))
     together = 0.0
-    if smallest < low or largest > high:  # most candidates clip nothing of most images
+    if ends[0] < low or ends[1] > high:  # most candidates clip nothing of most images
         clipped = (x < low) | (x > high)
         together = float(torch.where(clipped, moved, 0.0).sum(dtype=torch.float64)) ** 2
         moved = torch.where(clipped, 0.0, moved)

@@ -202,7 +202,7 @@ def test_a_failed_conversion_is_exit_code_4_and_keeps_the_earlier_bundle(
     before = (tmp_path / "out" / "onnx-fp32" / "manifest.json").read_bytes()
     child = "import os; os.kill(os.getpid(), 9)  # {fd}"
     monkeypatch.setattr("tinyvit_edge.worker._CHILD", child)
-    code, out, _ = cli(*arguments)
+    code, out, _ = cli(*arguments, "--fresh")
     (row,) = json.loads(out)["rows"]
     assert (code, row["status"]) == (4, "failed")
     assert "SIGKILL" in row["reason"]
