@@ -117,7 +117,7 @@ def prepare(
         dataset=dataset,
         parity_images=request.parity_images,
         goldens=everything.subset(GOLDENS),
-        calib=None if photos is None else calib_digest(photos, precisions),
+        calib=calib_digest(photos, precisions),
         fresh=request.fresh,
         display=display,
     )

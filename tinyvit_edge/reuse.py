@@ -11,7 +11,8 @@ float32 logits   environment, model, photos
 ===============  ================================================================================
 
 The environment is what `tinyvit_edge.cache.environment` says. Latency has no key: a clock's
-reading is of the minute that it was taken in.
+reading is of the minute that it was taken in. A manifest's ``command`` is that of the run that made
+the bundle.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Results:
         self._out, self._display = out, display
         self._store = Store(out / FOLDER, fresh=fresh, say=display.say)
         self._model = digest(environment(), model_digest(checkpoint))
-        self._photos = digest(fingerprint(dataset), parity_images)
+        self._photos, self._parity_images = fingerprint(dataset), parity_images
         self._goldens, self._calib = fingerprint(goldens), calib
 
     def calibration(self) -> Calibration | None:
@@ -170,15 +171,19 @@ class Results:
         )
 
     def _evaluation_key(self, bundle: Bundle) -> str:
-        return digest(self._model, sha256_of(bundle.root), self._photos)
+        return digest(self._model, sha256_of(bundle.root), self._photos, self._parity_images)
 
 
-def calib_digest(request: ChooseRequest, precisions: Sequence[Precision]) -> str:
+def calib_digest(request: ChooseRequest | None, precisions: Sequence[Precision]) -> str | None:
     """Digest of the photos to quantize by, and of what decides how they are used.
+
+    None where there are none, or no precision needs any.
 
     Raises:
         DataError: the folder is not one of photos, or one of them cannot be read.
     """
+    if request is None or not any(precision.needs_photos for precision in precisions):
+        return None
     photos = scan_folder(request.photos)
     mixed = [precision.name for precision in precisions if precision.mixed]
     searched = (fingerprint(photos), request.max_drop, sorted(request.targets)) if mixed else ()
