@@ -76,7 +76,8 @@ def store_biases(model: Any) -> None:
     """Store biases beside int8 inputs and weights as int32, in units of the product of both scales.
 
     They are whole multiples of it, so nothing is rounded. Without this ONNX Runtime makes no
-    integer kernel of a Gemm with float output.
+    integer kernel of a Gemm with float output. torch's exporter leaves a bias of zeros out; here it
+    is put back, for the same reason.
     """
     import numpy as np
     from onnx import helper, numpy_helper
@@ -91,8 +92,13 @@ def store_biases(model: Any) -> None:
         if node.op_type in ("Conv", "Gemm") and integer:
             scales = [numpy_helper.to_array(constants[side.input[1]]) for side in sides]
             unit = np.multiply(*scales)  # (out,) float32
-            name = node.input[2]
-            whole = np.rint(numpy_helper.to_array(constants[name]) / unit).astype(np.int32)
+            if len(node.input) > 2:
+                name = node.input[2]
+                whole = np.rint(numpy_helper.to_array(constants[name]) / unit).astype(np.int32)
+            else:
+                name = f"{node.input[1]}.bias"
+                whole = np.zeros(unit.shape, np.int32)
+                node.input.append(name)
             parts = (whole, unit, np.zeros_like(whole))
             names = [f"{name}.{part}" for part in ("int32", "scale", "zero_point")]
             graph.initializer.extend(map(numpy_helper.from_array, parts, names))

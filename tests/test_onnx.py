@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,32 @@ def test_runs_as_the_torch_program(
         assert logits.shape == (1, 10)
         assert logits.dtype == torch.float32
         assert sqnr_db(built.torch_logits(image), logits) >= MIN_SQNR_DB[precision]
+
+
+def test_biases_of_zeros_are_kept(
+    small_model: nn.Module,
+    quantized_program: Callable[..., Program],
+    images: list[Tensor],
+    sqnr_db: Sqnr,
+    tmp_path: Path,
+) -> None:
+    """Oracle: the program in torch; torch's own exporter leaves such biases out of the graph."""
+    model = deepcopy(small_model)
+    layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.LayerNorm))]
+    with torch.no_grad():
+        for layer in layers:
+            assert layer.bias is not None
+            layer.bias.zero_()
+    program = quantized_program(model, "w8a8", OnnxExporter().form)
+    OnnxExporter().export(program, tmp_path / "model.onnx")
+    run = OnnxExporter().load(tmp_path / "model.onnx", threads=1)
+    with torch.inference_mode():
+        expected = torch.cat([program.module(image) for image in images])
+    found = torch.cat([torch.from_numpy(run(image.numpy())) for image in images])
+    assert sqnr_db(expected, found) >= MIN_SQNR_DB["w8a8"]
+    gemms = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "Gemm"]
+    assert gemms
+    assert all(len(node.input) == 3 for node in gemms)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])

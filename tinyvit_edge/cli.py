@@ -101,6 +101,9 @@ def deploy(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time; default: cores, at most 4.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make anew what an earlier run to --out left, too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built, and build nothing.")
     ] = False,
@@ -129,6 +132,7 @@ def deploy(
         image_size=image_size,
         preprocessing=preset_name(preprocessing),
         jobs=jobs,
+        fresh=fresh,
         command=command_line(),
     )
     if dry_run:
