@@ -11,7 +11,7 @@
 namespace tinyvit {
 namespace {
 
-using nlohmann::ordered_json;
+using json = nlohmann::ordered_json;
 
 template <typename Work>
 double milliseconds(const Work& work) {

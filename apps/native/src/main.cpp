@@ -15,7 +15,7 @@
 namespace tinyvit {
 namespace {
 
-using nlohmann::ordered_json;
+using json = nlohmann::ordered_json;
 
 /// Escape sequences, empty where standard output is no terminal or the user wants none.
 struct Colours {
