@@ -20,13 +20,20 @@ struct Gate {
   bool passed() const { return at_least ? measured >= bound : measured <= bound; }
 };
 
+/// What came out of a check.
+struct Checked {
+  std::vector<Gate> gates;
+  std::vector<std::vector<float>> logits;  // one row a golden, (classes,)
+
+  bool passed() const;
+};
+
 /// Takes the golden vectors through contract and model: docs/bundle.md, "Checking an
 /// implementation".
-std::vector<Gate> check(const Bundle& bundle, const std::vector<Golden>& goldens, Model& model);
+Checked check(const Bundle& bundle, const std::vector<Golden>& goldens, Model& model);
 
-bool all_passed(const std::vector<Gate>& gates);
-
-/// `passed`, and `gates`; a measured value that is not a number is null.
-nlohmann::ordered_json to_json(const std::vector<Gate>& gates);
+/// `passed`, `gates` (a measured value that is not a number is null), and the `logits` of each
+/// golden.
+nlohmann::ordered_json to_json(const Checked& checked);
 
 }  // namespace tinyvit

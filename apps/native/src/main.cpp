@@ -56,27 +56,30 @@ Exit classify(const Options& options) {
   return Exit::ok;
 }
 
-Exit run_check(const Options& options) {
-  const Bundle bundle = read_bundle(options.bundle);
-  const auto goldens = read_goldens(bundle);
-  Model model(bundle, options.bench.threads);
-  const auto gates = check(bundle, goldens, model);
-  const bool passed = all_passed(gates);
-  if (options.json) {
-    std::cout << dumped(to_json(gates)) << '\n';
-    return passed ? Exit::ok : Exit::check_failed;
-  }
+void print(const Checked& checked, const char* bundle) {
   const Colours colour = colours();
-  for (const Gate& gate : gates) {
+  for (const Gate& gate : checked.gates) {
     std::printf("%s%s  %s: %.6g, bound %s %.6g%s\n", gate.passed() ? colour.green : colour.red,
                 gate.passed() ? "ok  " : "FAIL", gate.name.c_str(), gate.measured,
                 gate.at_least ? ">=" : "<=", gate.bound, colour.off);
   }
-  if (!passed) {
-    std::printf("%s%s: this program and device do not give what the bundle records%s\n", colour.red,
-                options.bundle.c_str(), colour.off);
+  if (!checked.passed()) {
+    std::printf("%s%s: this program and device do not give what the bundle records%s\n",
+                colour.red, bundle, colour.off);
   }
-  return passed ? Exit::ok : Exit::check_failed;
+}
+
+Exit run_check(const Options& options) {
+  const Bundle bundle = read_bundle(options.bundle);
+  const auto goldens = read_goldens(bundle);
+  Model model(bundle, options.bench.threads);
+  const Checked checked = check(bundle, goldens, model);
+  if (options.json) {
+    std::cout << dumped(to_json(checked)) << '\n';
+  } else {
+    print(checked, options.bundle.c_str());
+  }
+  return checked.passed() ? Exit::ok : Exit::check_failed;
 }
 
 Exit run_bench(const Options& options) {
