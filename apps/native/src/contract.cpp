@@ -104,17 +104,21 @@ int offset(int side, int size) { return static_cast<int>(std::nearbyint((side - 
 
 Geometry geometry_of(int width, int height, const Contract& contract) {
   const int size = contract.size;
-  if (contract.mode == Contract::Mode::squash) return {size, size, 0, 0};
-  const auto [shorter, longer] = std::minmax(width, height);
-  const auto brief = static_cast<std::int64_t>(size / contract.crop_pct);
-  const double extended = static_cast<double>(brief * longer) / shorter;
-  if (std::floor(extended) * static_cast<double>(brief) > kMaxPixels) {
+  double to_width = size, to_height = size;
+  if (contract.mode == Contract::Mode::crop) {
+    const auto [shorter, longer] = std::minmax(width, height);
+    const auto brief = static_cast<std::int64_t>(size / contract.crop_pct);
+    const double extended = std::floor(static_cast<double>(brief * longer) / shorter);
+    to_width = width <= height ? static_cast<double>(brief) : extended;
+    to_height = width <= height ? extended : static_cast<double>(brief);
+  }
+  // in double, which holds what no integer may; the height between the passes is the old one
+  if (to_width * std::max<double>(height, to_height) > kMaxPixels) {
     throw Failure("an image of " + std::to_string(width) + " x " + std::to_string(height) +
                   " pixels would be resized to more than " + std::to_string(kMaxPixels) +
                   " pixels; crop it to a less extreme shape");
   }
-  const int low = static_cast<int>(brief), high = static_cast<int>(extended);
-  const int w = width <= height ? low : high, h = width <= height ? high : low;
+  const int w = static_cast<int>(to_width), h = static_cast<int>(to_height);
   return {w, h, offset(w, size), offset(h, size)};
 }
 
