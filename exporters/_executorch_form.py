@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinyvit_edge.deployment import LinearStandardise
+from tinyvit_edge.folding import LinearStandardise
 
 __all__ = ["HalfCompute", "HalfStorage"]
 

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvit_edge.errors import InputError
+from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm, split_qkv
 
 if TYPE_CHECKING:
     from tinyvit_edge.modeling import TinyVitForImageClassification
@@ -261,7 +262,8 @@ class Attention(nn.Module):
 
     def __init__(self, attention: Any, options: FormOptions) -> None:
         super().__init__()
-        self.heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.heads: int = attention.num_heads
+        self.head_dim: int = attention.head_dim
         q, k, v = split_qkv(attention.qkv, self.heads)
         q.weight.mul_(attention.scale)
         q.bias.mul_(attention.scale)
@@ -296,8 +298,9 @@ class Attention(nn.Module):
     def _biased(self, scores: Tensor) -> Tensor:
         """Add the biases to (W*h, N, N)."""
         if len(scores) == self.heads:
-            return scores + self.bias()
-        windows = scores.reshape(-1, self.heads, self.tokens, self.tokens) + self.bias()
+            biased: Tensor = scores + self.bias()
+            return biased
+        windows: Tensor = scores.reshape(-1, self.heads, self.tokens, self.tokens) + self.bias()
         return windows.reshape(scores.shape)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -323,47 +326,6 @@ class Mlp(nn.Module):
         return out
 
 
-class _Norm(nn.Module):
-    """LayerNorm without scale and shift, but for factors that conditioning may have put there."""
-
-    factor: Tensor | None
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.channels, self.eps = channels, eps
-        self.register_buffer("factor", None)
-
-    def divide(self, by: Tensor) -> None:
-        """Divide the output's channels by (C,) float64; whoever consumes them multiplies."""
-        before = torch.ones_like(by) if self.factor is None else self.factor.double()
-        self.factor = (before / by).float()
-
-
-class Standardise(_Norm):
-    """As the runtime's own operator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
-        return F.layer_norm(x, (self.channels,), weight=self.factor, eps=self.eps)
-
-
-class LinearStandardise(_Norm):
-    """From operators that XNNPACK delegates."""
-
-    average: Tensor
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__(channels, eps)
-        self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
-        centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
-        variance = F.linear(centred * centred, self.average)  # (..., 1)
-        standard = centred * torch.rsqrt(variance + self.eps)
-        return standard if self.factor is None else standard * self.factor
-
-
 def to_rows(x: Tensor) -> Tensor:
     """Map (B, C, H, W) to (B * H * W, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -372,66 +334,6 @@ def to_rows(x: Tensor) -> Tensor:
 def to_map(x: Tensor, resolution: tuple[int, int]) -> Tensor:
     """Map (B * H * W, C) to (B, C, H, W)."""
     return x.reshape(-1, *resolution, x.shape[1]).permute(0, 3, 1, 2)
-
-
-def fold_layer_norm(
-    norm: nn.LayerNorm, consumers: tuple[nn.Linear, ...], options: FormOptions
-) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
-    """Move a LayerNorm's scale and shift into the Linear layers that consume it.
-
-    W (g * z + b) + c = (W diag(g)) z + (W b + c), computed in float64.
-    """
-    kind = LinearStandardise if options.layer_norm == "linear" else Standardise
-    scale, shift = norm.weight.double(), norm.bias.double()
-    folded = []
-    for linear in consumers:
-        weight = linear.weight.double()  # (out, in)
-        bias = weight @ shift + linear.bias.double()  # (out,)
-        folded.append(_linear(weight * scale, bias))
-    return kind(norm.normalized_shape[-1], norm.eps), tuple(folded)
-
-
-def fold_batch_norm(conv_norm: Any) -> nn.Conv2d:
-    """Fold a BatchNorm's running statistics and affine map into the convolution before it."""
-    conv, bn = conv_norm.convolution, conv_norm.batch_norm
-    factor = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)  # (out,)
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    )
-    folded.weight.copy_(conv.weight.double() * factor[:, None, None, None])
-    assert folded.bias is not None
-    folded.bias.copy_(bn.bias.double() - bn.running_mean.double() * factor)
-    return folded
-
-
-def split_qkv(qkv: nn.Linear, heads: int) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Split a fused projection, whose rows are [q | k | v] within each head."""
-    weight = qkv.weight.detach()
-    weights = weight.reshape(heads, 3, -1, weight.shape[1])  # (h, 3, d, C)
-    biases = qkv.bias.detach().reshape(heads, 3, -1)  # (h, 3, d)
-    q, k, v = (
-        _linear(weights[:, i].reshape(-1, weight.shape[1]), biases[:, i].reshape(-1))
-        for i in range(3)
-    )
-    return q, k, v
-
-
-def copy_linear(linear: nn.Linear) -> nn.Linear:
-    """Copy a Linear layer."""
-    return _linear(linear.weight.detach(), linear.bias.detach())
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
-    return linear
 
 
 def _halve(size: tuple[int, int]) -> tuple[int, int]:
