@@ -196,14 +196,18 @@ function connect() {
   });
 }
 
-/** The service worker makes the page work offline, and lets WebAssembly have threads. */
+/**
+ * The service worker makes the page work offline, and lets WebAssembly have threads.
+ *
+ * @returns {Promise<boolean>} whether this page came through it.
+ */
 async function goOffline() {
-  if (!navigator.serviceWorker) return;
+  if (!navigator.serviceWorker) return false;
   try {
     await navigator.serviceWorker.register('sw.js');
     await navigator.serviceWorker.ready;
   } catch {
-    return; // the page works without it, online and on one thread
+    return false; // the page works without it, online and on one thread
   }
   // Only a page that came through the worker has its headers, and its files in the cache.
   if (!self.crossOriginIsolated && !sessionStorage.getItem('reloaded')) {
@@ -211,10 +215,11 @@ async function goOffline() {
     location.reload();
     await new Promise(() => {});
   }
-  element('offline').hidden = false;
+  return navigator.serviceWorker.controller !== null;
 }
 
 connect();
 view.showBusy(false, null);
-await goOffline();
+const kept = await goOffline();
 await act(start);
+element('offline').hidden = !(kept && state.model);

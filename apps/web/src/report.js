@@ -16,7 +16,6 @@ export function latencyReport({ bundle, backend, times, threads, parity }) {
   const { manifest, contract, entry } = bundle;
   return {
     schema_version: 1,
-    kind: 'device',
     created: new Date().toISOString(),
     app: { name: 'tinyvit-edge-web', version: VERSION },
     device: browser(),

@@ -73,15 +73,6 @@ export function showTimes({ load, preprocess, inference }) {
   element('count').textContent = count === 1 ? 'of 1 run' : `of ${count} runs`;
 }
 
-function measure({ name, measured, bound, direction }) {
-  const text = (value) => {
-    if (!Number.isFinite(value)) return value === Infinity ? 'exact' : 'not a number';
-    if (value === 0 || Number.isInteger(value)) return String(value);
-    return Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(name.includes('dB') ? 1 : 3);
-  };
-  return `${text(measured)} (${direction === 'max' ? '≤' : '≥'} ${text(bound)})`;
-}
-
 /** The result of the parity check; null before it. */
 export function showParity(parity) {
   const card = element('parity');
@@ -93,7 +84,7 @@ export function showParity(parity) {
     ...(parity?.gates ?? []).map((gate) => make('li', { className: gate.passed ? 'ok' : 'bad' },
       make('span', { className: 'mark', textContent: gate.passed ? '✓' : '✗' }),
       make('span', { className: 'name', textContent: gate.name }),
-      make('span', { className: 'measure', textContent: measure(gate) }))),
+      make('span', { className: 'measure', textContent: gate.text }))),
   );
 }
 
