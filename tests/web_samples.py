@@ -20,17 +20,23 @@ APP = Path(__file__).parents[1] / "apps" / "web"
 _MADE = ("node_modules", "vendor", "bundles")
 # npm's words where there is no registry to ask; any other failure is ours
 _OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH")
+_OLDEST_NODE = 20  # playwright-core's
 _SECONDS = 110
 
 
 def chromium() -> str:
     """The browser's path; skips where there is none, or no Node to drive it with."""
-    if shutil.which("npm") is None:
-        pytest.skip("needs Node and npm")
+    if shutil.which("npm") is None or _node() < _OLDEST_NODE:
+        pytest.skip(f"needs npm, and Node {_OLDEST_NODE} or later")
     found = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if found is None:
         pytest.skip("needs Chromium, in PATH or named by CHROMIUM")
     return found
+
+
+def _node() -> int:
+    shown = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    return int(shown.stdout.removeprefix("v").partition(".")[0])
 
 
 def install(folder: Path) -> Path:

@@ -44,21 +44,23 @@ async function act(action) {
   }
 }
 
+/** [result, milliseconds] of a step, which is counted. */
 async function timed(times, step) {
   const start = performance.now();
   const result = await step();
-  times.add(performance.now() - start);
-  return result;
+  const took = performance.now() - start;
+  times.add(took);
+  return [result, took];
 }
 
 async function classify(image) {
   const { bundle, model, times } = state;
-  const tensor = await timed(times.preprocess, () => preprocess(image, bundle.contract));
-  const logits = await timed(times.inference, () => model.run(tensor));
+  const [tensor, before] = await timed(times.preprocess, () => preprocess(image, bundle.contract));
+  const [logits, inference] = await timed(times.inference, () => model.run(tensor));
   state.image = image;
   view.showPredictions(topK(logits, bundle.labels, CLASSES_SHOWN));
+  view.showLast(before, inference);
   showTimes();
-  return logits;
 }
 
 function showTimes() {

@@ -59,6 +59,12 @@ function milliseconds(value) {
   return value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0);
 }
 
+/** What the last image took, beside its prediction. */
+export function showLast(preprocess, inference) {
+  element('last').textContent = `${milliseconds(preprocess)} + ${milliseconds(inference)} ms`;
+  element('last').title = 'preprocessing + inference';
+}
+
 /** Times of loading (a number), preprocessing and inference (summaries), each null at first. */
 export function showTimes({ load, preprocess, inference }) {
   const cells = {
