@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyvit_edge.cli_apps import register as register_apps
 from tinyvit_edge.cli_common import (
     CalibImagesOption,
     DataOption,
@@ -315,4 +316,5 @@ def doctor(json: JsonOption = None) -> None:
 register_quantizing(app)
 register_measuring(app)
 register_lint(app)
+register_apps(app)
 register_training(app)
