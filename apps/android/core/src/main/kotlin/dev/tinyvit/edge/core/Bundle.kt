@@ -116,8 +116,11 @@ internal inline fun <T> explain(name: String, read: () -> T): T =
         throw BundleException("$name: ${error.message}", error)
     }
 
-internal fun unusable(name: String, error: Exception) =
-    BundleException(
-        "$name: not a usable bundle (${error.message}); write it again with 'tinyvit-edge bundle'",
+internal fun unusable(name: String, error: Exception): BundleException {
+    // org.json puts the whole document behind its message
+    val reason = error.message?.lineSequence()?.first() ?: error.toString()
+    return BundleException(
+        "$name: not a usable bundle ($reason); write it again with 'tinyvit-edge bundle'",
         error,
     )
+}

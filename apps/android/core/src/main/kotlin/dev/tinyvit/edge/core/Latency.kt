@@ -11,13 +11,11 @@ package dev.tinyvit.edge.core
 data class Latency(val firstMs: Double, val medianMs: Double?, val p90Ms: Double?, val count: Int)
 
 /** Times of the calls of one step; keeps the first and the last [WINDOW] after it. */
-class LatencyLog private constructor(
-    private val first: Double?,
-    private val later: List<Double>,
-    private val count: Int,
+data class LatencyLog(
+    private val first: Double? = null,
+    private val later: List<Double> = emptyList(),
+    private val count: Int = 0,
 ) {
-    constructor() : this(null, emptyList(), 0)
-
     /** The log with one more call, of [nanoseconds]. */
     fun plus(nanoseconds: Long): LatencyLog {
         val ms = nanoseconds / 1e6

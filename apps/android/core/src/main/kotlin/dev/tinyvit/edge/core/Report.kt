@@ -13,7 +13,7 @@ data class Device(val kind: String, val manufacturer: String, val model: String,
 /**
  * The latency report: JSON that says what was measured, on what, and whether it was right.
  *
- * Keys are described in `apps/README.md`.
+ * Keys are described in `apps/android/README.md`.
  */
 fun latencyReport(bundle: Bundle, state: ScreenState, device: Device, appVersion: String): String {
     val manifest = bundle.manifest
