@@ -101,7 +101,7 @@ public func checkParity(
         verdicts.append(
             GoldenVerdict(
                 name: golden.name,
-                differentBytes: zip(resized.pixels, golden.resized.pixels).filter(!=).count,
+                differentBytes: zip(resized.pixels, golden.resized.pixels).filter { $0 != $1 }.count,
                 tensorError: largestDifference(tensor, golden.tensor),
                 sqnrDb: sqnrDb(reference: expected, measured: logits),
                 sameTop1: topClass(logits) == topClass(expected),

@@ -90,11 +90,6 @@ private struct Report: Encodable {
         let sameTop1: Bool
         let problems: [String]
 
-        enum CodingKeys: String, CodingKey {
-            case name, differentBytes, tensorError, sqnrDb, problems
-            case sameTop1 = "same_top1"  // converted, "sameTop1" would be "same_top_1"
-        }
-
         init(_ verdict: GoldenVerdict) {
             name = verdict.name
             differentBytes = verdict.differentBytes

@@ -1,0 +1,83 @@
+@preconcurrency import AVFoundation
+import TinyViTKit
+
+/// The back camera as a stream of upright frames.
+///
+/// `@unchecked Sendable`: everything that changes does so on `queue`.
+final class CameraSession: NSObject, @unchecked Sendable {
+    let session = AVCaptureSession()
+    /// Holds the newest frame alone: what comes while one is being classified is dropped.
+    let frames: AsyncStream<RgbImage>
+
+    private let continuation: AsyncStream<RgbImage>.Continuation
+    private let queue = DispatchQueue(label: "camera")
+    private var configured = false
+
+    override init() {
+        (frames, continuation) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
+    }
+
+    deinit {
+        continuation.finish()
+    }
+
+    /// Asks for the permission where that has not been done, and starts.
+    ///
+    /// - Throws: `BundleError`: no permission, or no camera.
+    func start() async throws {
+        guard await AVCaptureDevice.requestAccess(for: .video) else {
+            throw BundleError("camera: not allowed; allow it in Settings or choose a photo")
+        }
+        try await withCheckedThrowingContinuation { (done: CheckedContinuation<Void, any Error>) in
+            queue.async {
+                done.resume(
+                    with: Result {
+                        try self.configure()
+                        self.session.startRunning()
+                    })
+            }
+        }
+    }
+
+    func stop() {
+        queue.async { self.session.stopRunning() }
+    }
+
+    private func configure() throws {
+        if configured { return }
+        guard
+            let camera = AVCaptureDevice.default(
+                .builtInWideAngleCamera, for: .video, position: .back)
+        else { throw BundleError("camera: this device has none at its back; choose a photo") }
+        let input = try AVCaptureDeviceInput(device: camera)
+        let output = AVCaptureVideoDataOutput()
+        output.videoSettings = [
+            kCVPixelBufferPixelFormatTypeKey as String: kCVPixelFormatType_32BGRA
+        ]
+        output.alwaysDiscardsLateVideoFrames = true
+        output.setSampleBufferDelegate(self, queue: queue)
+        session.beginConfiguration()
+        defer { session.commitConfiguration() }
+        session.sessionPreset = .vga640x480
+        guard session.canAddInput(input), session.canAddOutput(output) else {
+            throw BundleError("camera: another app holds it; close that or choose a photo")
+        }
+        session.addInput(input)
+        session.addOutput(output)
+        // The app is in portrait only; so the frames come upright.
+        output.connection(with: .video)?.videoRotationAngle = 90
+        configured = true
+    }
+}
+
+extension CameraSession: AVCaptureVideoDataOutputSampleBufferDelegate {
+    func captureOutput(
+        _ output: AVCaptureOutput, didOutput sampleBuffer: CMSampleBuffer,
+        from connection: AVCaptureConnection
+    ) {
+        guard let buffer = CMSampleBufferGetImageBuffer(sampleBuffer),
+            let frame = RgbImage(frame: buffer)
+        else { return }
+        continuation.yield(frame)
+    }
+}
