@@ -6,7 +6,7 @@ struct CameraPreview: UIViewRepresentable {
     let session: AVCaptureSession
 
     final class View: UIView {
-        override static var layerClass: AnyClass { AVCaptureVideoPreviewLayer.self }
+        override class var layerClass: AnyClass { AVCaptureVideoPreviewLayer.self }
 
         var preview: AVCaptureVideoPreviewLayer? { layer as? AVCaptureVideoPreviewLayer }
     }

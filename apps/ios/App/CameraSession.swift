@@ -6,41 +6,41 @@ import TinyViTKit
 /// `@unchecked Sendable`: everything that changes does so on `queue`.
 final class CameraSession: NSObject, @unchecked Sendable {
     let session = AVCaptureSession()
-    /// Holds the newest frame alone: what comes while one is being classified is dropped.
-    let frames: AsyncStream<RgbImage>
 
-    private let continuation: AsyncStream<RgbImage>.Continuation
     private let queue = DispatchQueue(label: "camera")
     private var configured = false
-
-    override init() {
-        (frames, continuation) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
-    }
-
-    deinit {
-        continuation.finish()
-    }
+    private var continuation: AsyncStream<RgbImage>.Continuation?
 
     /// Asks for the permission where that has not been done, and starts.
     ///
+    /// - Returns: the frames. It holds the newest alone, so what comes while one is being
+    ///   classified is dropped; the camera stops when the task that reads it ends.
     /// - Throws: `BundleError`: no permission, or no camera.
-    func start() async throws {
+    func frames() async throws -> AsyncStream<RgbImage> {
         guard await AVCaptureDevice.requestAccess(for: .video) else {
             throw BundleError("camera: not allowed; allow it in Settings or choose a photo")
         }
+        let (frames, continuation) = AsyncStream.makeStream(
+            of: RgbImage.self, bufferingPolicy: .bufferingNewest(1))
+        continuation.onTermination = { [weak self] _ in self?.stop() }
         try await withCheckedThrowingContinuation { (done: CheckedContinuation<Void, any Error>) in
             queue.async {
                 done.resume(
                     with: Result {
                         try self.configure()
+                        self.continuation = continuation
                         self.session.startRunning()
                     })
             }
         }
+        return frames
     }
 
-    func stop() {
-        queue.async { self.session.stopRunning() }
+    private func stop() {
+        queue.async {
+            self.session.stopRunning()
+            self.continuation = nil
+        }
     }
 
     private func configure() throws {
@@ -78,6 +78,6 @@ extension CameraSession: AVCaptureVideoDataOutputSampleBufferDelegate {
         guard let buffer = CMSampleBufferGetImageBuffer(sampleBuffer),
             let frame = RgbImage(frame: buffer)
         else { return }
-        continuation.yield(frame)
+        continuation?.yield(frame)  // on `queue`, as it was set
     }
 }

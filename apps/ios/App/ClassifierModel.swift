@@ -58,7 +58,7 @@ final class ClassifierModel {
     /// Finds the bundles in the app.
     func findBundles() {
         attempt {
-            let folder = Foundation.Bundle.main.bundleURL.appending(path: "Bundles")
+            let folder = Bundle.main.bundleURL.appending(path: "Bundles")
             bundles = try bundleFolders(in: folder)
             selected = selected ?? bundles.first
         }
@@ -77,7 +77,7 @@ final class ClassifierModel {
             }
             // Compiling is done once an install, so it is not part of the time.
             let compiled = try await CompiledModels.url(for: bundle)
-            let units = units
+            let units = self.units
             let (classifier, duration) = try await Task.detached {
                 try timed {
                     try CoreMLClassifier(bundle: bundle, compiled: compiled, units: units)
@@ -99,19 +99,13 @@ final class ClassifierModel {
         }
     }
 
-    /// Classifies camera frames until the camera is stopped, or this is cancelled.
+    /// Classifies camera frames until this is cancelled.
     func runCamera() async {
         await attempt {
-            try await camera.start()
+            let frames = try await camera.frames()
             cameraRuns = true
-            defer {
-                camera.stop()
-                cameraRuns = false
-            }
-            for await frame in camera.frames {
-                try Task.checkCancellation()
-                try await classify(frame)
-            }
+            defer { cameraRuns = false }
+            for await frame in frames { try await classify(frame) }
         }
     }
 
@@ -137,7 +131,7 @@ final class ClassifierModel {
         attempt {
             let url = URL.temporaryDirectory
                 .appending(path: "\(bundle.name)-\(units.rawValue).json")
-            let version = Foundation.Bundle.main.infoDictionary?["CFBundleShortVersionString"]
+            let version = Bundle.main.infoDictionary?["CFBundleShortVersionString"]
             try latencyReport(
                 bundle: bundle, backend: units.rawValue, timings: timings, parity: parity.result,
                 device: .current, appVersion: version as? String ?? ""
@@ -149,7 +143,7 @@ final class ClassifierModel {
 
     private func classify(_ image: RgbImage) async throws {
         guard let bundle, let classifier else { return }
-        let (current, count, path) = (selection, Self.shown, path)
+        let (current, count, path) = (selection, Self.shown, self.path)
         let work = Task.detached { () -> (Duration?, Duration, [Prediction]) in
             if path == .vision {
                 // Vision does not say how its time is made up.
