@@ -27,7 +27,7 @@ private const val MAX_PIXELS = 64_000_000L
 fun ContentResolver.decodePhoto(photo: Uri): RgbImage =
     try {
         val options = BitmapFactory.Options().apply { inJustDecodeBounds = true }
-        open(photo).use { BitmapFactory.decodeStream(it, null, options) }
+        stream(photo).use { BitmapFactory.decodeStream(it, null, options) }
         val pixels = options.outWidth.toLong() * options.outHeight
         if (pixels > MAX_PIXELS) {
             throw IOException("${options.outWidth} x ${options.outHeight} pixels are too many")
@@ -36,9 +36,9 @@ fun ContentResolver.decodePhoto(photo: Uri): RgbImage =
         options.inPreferredConfig = Bitmap.Config.ARGB_8888
         options.inPremultiplied = false
         options.inScaled = false
-        val bitmap = open(photo).use { BitmapFactory.decodeStream(it, null, options) }
+        val bitmap = stream(photo).use { BitmapFactory.decodeStream(it, null, options) }
             ?: throw IOException("not an image that Android can decode")
-        val orientation = open(photo).use { ExifInterface(it) }
+        val orientation = stream(photo).use { ExifInterface(it) }
             .getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL)
         bitmap.toRgb().upright(orientation)
     } catch (error: IOException) {
@@ -62,7 +62,7 @@ fun ImageProxy.toRgb(): RgbImage {
     return image.upright(orientation)
 }
 
-private fun ContentResolver.open(photo: Uri): InputStream =
+private fun ContentResolver.stream(photo: Uri): InputStream =
     openInputStream(photo) ?: throw IOException("its provider gives nothing")
 
 private fun Bitmap.toRgb(): RgbImage {
