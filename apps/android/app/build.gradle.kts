@@ -15,6 +15,12 @@ android {
         // The ABIs that all three runtimes have.
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
+    buildTypes {
+        release {
+            // Figures come from release builds; one of your own to publish needs a key of your own.
+            signingConfig = signingConfigs.getByName("debug")
+        }
+    }
     buildFeatures {
         buildConfig = true
         compose = true

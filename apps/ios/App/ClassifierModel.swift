@@ -131,10 +131,9 @@ final class ClassifierModel {
         attempt {
             let url = URL.temporaryDirectory
                 .appending(path: "\(bundle.name)-\(units.rawValue).json")
-            let version = Bundle.main.infoDictionary?["CFBundleShortVersionString"]
             try latencyReport(
                 bundle: bundle, backend: units.rawValue, timings: timings, parity: parity.result,
-                device: .current, appVersion: version as? String ?? ""
+                device: .current, app: .current
             ).write(to: url, options: .atomic)
             report = url
         }
@@ -190,6 +189,18 @@ private func timed<T>(_ work: () throws -> T) rethrows -> (T, Duration) {
     let start = ContinuousClock.now
     let value = try work()
     return (value, ContinuousClock.now - start)
+}
+
+extension AppInfo {
+    fileprivate static var current: AppInfo {
+        #if DEBUG
+            let build = "debug"
+        #else
+            let build = "release"
+        #endif
+        let version = Bundle.main.infoDictionary?["CFBundleShortVersionString"]
+        return AppInfo(version: version as? String ?? "", build: build)
+    }
 }
 
 extension Device {

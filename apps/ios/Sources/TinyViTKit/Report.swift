@@ -15,6 +15,19 @@ public struct Device: Encodable, Sendable {
     }
 }
 
+/// The app that measured.
+public struct AppInfo: Encodable, Sendable {
+    public let name = "tinyvit-edge-ios"
+    public let version: String
+    /// `debug` or `release`: a debug build's preprocessing is many times slower.
+    public let build: String
+
+    public init(version: String, build: String) {
+        self.version = version
+        self.build = build
+    }
+}
+
 /// Times of the current selection.
 public struct Timings: Equatable, Sendable {
     public var loadMs: Double?
@@ -29,7 +42,7 @@ public struct Timings: Equatable, Sendable {
 /// The keys are those of the Android app; what was not measured is missing.
 public func latencyReport(
     bundle: ModelBundle, backend: String, timings: Timings, parity: ParityResult?, device: Device,
-    appVersion: String
+    app: AppInfo
 ) throws -> Data {
     let encoder = JSONEncoder()
     encoder.keyEncodingStrategy = .convertToSnakeCase
@@ -37,7 +50,7 @@ public func latencyReport(
     let manifest = bundle.manifest
     return try encoder.encode(
         Report(
-            app: .init(version: appVersion),
+            app: app,
             device: device,
             bundle: .init(
                 name: bundle.name, target: manifest.target, precision: manifest.precision,
@@ -51,11 +64,6 @@ public func latencyReport(
 }
 
 private struct Report: Encodable {
-    struct App: Encodable {
-        let name = "tinyvit-edge-ios"
-        let version: String
-    }
-
     struct Bundle: Encodable {
         let name: String
         let target: String
@@ -101,7 +109,7 @@ private struct Report: Encodable {
     }
 
     let schemaVersion = 1
-    let app: App
+    let app: AppInfo
     let device: Device
     let bundle: Bundle
     let backend: String

@@ -52,7 +52,8 @@ final class BundleTests: XCTestCase {
         timings.inference.add(.milliseconds(3))
         let data = try latencyReport(
             bundle: bundle, backend: "all", timings: timings, parity: result,
-            device: Device(kind: "physical", model: "iPhone", os: "iOS 17"), appVersion: "1.2.3")
+            device: Device(kind: "physical", model: "iPhone", os: "iOS 17"),
+            app: AppInfo(version: "1.2.3", build: "release"))
         let report = try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])
         XCTAssertEqual(
             Set(report.keys),

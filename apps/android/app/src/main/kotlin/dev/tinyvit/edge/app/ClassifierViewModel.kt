@@ -6,6 +6,7 @@ import android.os.SystemClock
 import androidx.camera.core.ImageAnalysis
 import androidx.lifecycle.AndroidViewModel
 import androidx.lifecycle.viewModelScope
+import dev.tinyvit.edge.core.AppInfo
 import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.BundleException
@@ -105,8 +106,8 @@ class ClassifierViewModel(application: Application) : AndroidViewModel(applicati
                 val folder = getApplication<Application>().cacheDir.resolve("reports")
                 folder.mkdirs()
                 val file = folder.resolve("${current.bundle.name}-${current.selection.backend.id}.json")
-                val version = BuildConfig.VERSION_NAME
-                file.writeText(latencyReport(current.bundle, state.value, thisDevice(), version))
+                val app = AppInfo(BuildConfig.VERSION_NAME, BuildConfig.BUILD_TYPE)
+                file.writeText(latencyReport(current.bundle, state.value, thisDevice(), app))
                 report = file
             }
             report

@@ -24,7 +24,7 @@ interface ImageClassifier : AutoCloseable {
 }
 
 /** One runtime: how artifacts of one target are loaded. */
-interface Runtime {
+interface ModelRuntime {
     /** The manifest's `target`. */
     val target: String
 

@@ -11,16 +11,29 @@ import org.json.JSONObject
 data class Device(val kind: String, val manufacturer: String, val model: String, val os: String)
 
 /**
+ * The app that measured.
+ *
+ * @property build `debug` or `release`: a debug build's preprocessing is several times slower.
+ */
+data class AppInfo(val version: String, val build: String)
+
+/**
  * The latency report: JSON that says what was measured, on what, and whether it was right.
  *
  * Keys are described in `apps/android/README.md`.
  */
-fun latencyReport(bundle: Bundle, state: ScreenState, device: Device, appVersion: String): String {
+fun latencyReport(bundle: Bundle, state: ScreenState, device: Device, app: AppInfo): String {
     val manifest = bundle.manifest
     val backend = checkNotNull(state.selection) { "nothing was selected" }.backend
     return JSONObject()
         .put("schema_version", 1)
-        .put("app", JSONObject().put("name", "tinyvit-edge-android").put("version", appVersion))
+        .put(
+            "app",
+            JSONObject()
+                .put("name", "tinyvit-edge-android")
+                .put("version", app.version)
+                .put("build", app.build),
+        )
         .put(
             "device",
             JSONObject()

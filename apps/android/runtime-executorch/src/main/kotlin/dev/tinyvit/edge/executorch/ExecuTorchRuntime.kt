@@ -4,14 +4,14 @@ import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.ImageClassifier
 import dev.tinyvit.edge.core.RgbImage
-import dev.tinyvit.edge.core.Runtime
+import dev.tinyvit.edge.core.ModelRuntime
 import java.io.File
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 
 /** Runs `model.pte`. Its delegate was chosen at export; what is left to choose is the threads. */
-class ExecuTorchRuntime : Runtime {
+class ExecuTorchRuntime : ModelRuntime {
     override val target = "executorch"
     override val backends = THREADS.keys.toList()
 

@@ -6,11 +6,11 @@ import com.google.ai.edge.litert.TensorBuffer
 import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.ImageClassifier
-import dev.tinyvit.edge.core.Runtime
+import dev.tinyvit.edge.core.ModelRuntime
 import java.io.File
 
 /** Runs `model.tflite`. */
-class LiteRtRuntime : Runtime {
+class LiteRtRuntime : ModelRuntime {
     override val target = "tflite"
     override val backends = ACCELERATORS.keys.toList()
 

@@ -7,12 +7,12 @@ import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.ImageClassifier
 import dev.tinyvit.edge.core.RgbImage
-import dev.tinyvit.edge.core.Runtime
+import dev.tinyvit.edge.core.ModelRuntime
 import java.io.File
 import java.nio.FloatBuffer
 
 /** Runs `model.onnx`. */
-class OnnxRuntime : Runtime {
+class OnnxRuntime : ModelRuntime {
     override val target = "onnx"
     override val backends = listOf(CPU, XNNPACK)
 
@@ -25,7 +25,7 @@ class OnnxRuntime : Runtime {
                 if (backend == XNNPACK) {
                     options.setIntraOpNumThreads(1)
                     options.addConfigEntry("session.intra_op.allow_spinning", "0")
-                    val threads = java.lang.Runtime.getRuntime().availableProcessors() / 2
+                    val threads = Runtime.getRuntime().availableProcessors() / 2
                     options.addXnnpack(mapOf("intra_op_num_threads" to "${maxOf(1, threads)}"))
                 }
                 environment.createSession(model.path, options)
