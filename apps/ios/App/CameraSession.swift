@@ -65,7 +65,11 @@ final class CameraSession: NSObject, @unchecked Sendable {
         session.addInput(input)
         session.addOutput(output)
         // The app is in portrait only; so the frames come upright.
-        output.connection(with: .video)?.videoRotationAngle = 90
+        if let connection = output.connection(with: .video),
+            connection.isVideoRotationAngleSupported(90)
+        {
+            connection.videoRotationAngle = 90
+        }
         configured = true
     }
 }

@@ -21,10 +21,10 @@ extension ModelBundle {
     /// - Throws: `BundleError`: the index or an array is missing or damaged.
     public func goldens() throws -> [Golden] {
         do {
-            let data = try Data(contentsOf: golden("golden.json"))
+            let data = try Data(contentsOf: location("golden.json"))
             let index = try JSONDecoder().decode(Index.self, from: data)
             guard !index.images.isEmpty else { throw BundleError("golden.json lists no image") }
-            return try index.images.map(golden)
+            return try index.images.map { try golden($0) }
         } catch {
             throw unusable(name, error)
         }
@@ -47,7 +47,7 @@ extension ModelBundle {
     }
 
     private func image(_ about: StoredArray) throws -> RgbImage {
-        let pixels = try [UInt8](Data(contentsOf: golden(about.file)))
+        let pixels = try [UInt8](Data(contentsOf: location(about.file)))
         guard about.dtype == "uint8", about.shape.count == 3, about.shape.allSatisfy({ $0 > 0 }),
             about.shape[2] == RgbImage.channels, about.shape.reduce(1, *) == pixels.count
         else { throw BundleError("\(about.file) is no image of shape \(about.shape)") }
@@ -55,14 +55,14 @@ extension ModelBundle {
     }
 
     private func floats(_ about: StoredArray, count: Int) throws -> [Float] {
-        let values = try littleEndianFloats(Data(contentsOf: golden(about.file)))
+        let values = try littleEndianFloats(Data(contentsOf: location(about.file)))
         guard about.dtype == "float32", values.count == count else {
             throw BundleError("\(about.file) has \(values.count) of \(count) numbers")
         }
         return values
     }
 
-    private func golden(_ file: String) -> URL {
+    private func location(_ file: String) -> URL {
         folder.appending(path: "golden").appending(path: file)
     }
 }

@@ -29,7 +29,7 @@ public struct LatencyLog: Equatable, Sendable {
         if first == nil {
             first = ms
         } else {
-            later = (later + [ms]).suffix(Self.window)
+            later = Array((later + [ms]).suffix(Self.window))
         }
     }
 

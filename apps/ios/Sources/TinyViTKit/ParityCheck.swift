@@ -111,11 +111,11 @@ public func checkParity(
     return ParityResult(verdicts: verdicts)
 }
 
-/// Not a number where a difference is none.
+/// Not a number where one of the differences is none.
 private func largestDifference(_ a: [Float], _ b: [Float]) -> Float {
     zip(a, b).reduce(0) { largest, pair in
         let difference = abs(pair.0 - pair.1)
-        return difference <= largest ? largest : difference
+        return difference > largest || difference.isNaN ? difference : largest
     }
 }
 
@@ -125,8 +125,8 @@ private func largestDifference(_ a: [Float], _ b: [Float]) -> Float {
 /// logits of another number.
 public func sqnrDb(reference: [Float], measured: [Float]) -> Double {
     guard reference.count == measured.count else { return -.infinity }
-    let signal = reference.reduce(0) { $0 + Double($1) * Double($1) }
-    let noise = zip(reference, measured).reduce(0) { sum, pair in
+    let signal: Double = reference.reduce(0) { $0 + Double($1) * Double($1) }
+    let noise: Double = zip(reference, measured).reduce(0) { sum, pair in
         let difference = Double(pair.0) - Double(pair.1)
         return sum + difference * difference
     }

@@ -49,8 +49,8 @@ public struct Preprocessing: Equatable, Sendable {
             throw BundleError("crop_pct is \(fields.cropPct); it must be in (0, 1]")
         }
         // Through Double, and then to Float: the one rounding that the contract has.
-        let mean = fields.mean.map(Float.init)
-        let std = fields.std.map(Float.init)
+        let mean = fields.mean.map { Float($0) }
+        let std = fields.std.map { Float($0) }
         guard mean.count == RgbImage.channels, mean.allSatisfy(\.isFinite) else {
             throw BundleError("mean is \(mean); it must be three finite numbers")
         }

@@ -54,7 +54,8 @@ final class BundleTests: XCTestCase {
             bundle: bundle, backend: "all", timings: timings, parity: result,
             device: Device(kind: "physical", model: "iPhone", os: "iOS 17"),
             app: AppInfo(version: "1.2.3", build: "release"))
-        let report = try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])
+        let object = try JSONSerialization.jsonObject(with: data)
+        let report = try XCTUnwrap(object as? [String: Any])
         XCTAssertEqual(
             Set(report.keys),
             ["schema_version", "app", "device", "bundle", "backend", "latency_ms", "parity"])

@@ -25,7 +25,8 @@ final class ContractTests: XCTestCase {
 
     private func json() throws -> [String: Any] {
         let data = try Data(contentsOf: goldensFolder().appending(path: "cases/cases.json"))
-        return try XCTUnwrap(JSONSerialization.jsonObject(with: data) as? [String: Any])
+        let object = try JSONSerialization.jsonObject(with: data)
+        return try XCTUnwrap(object as? [String: Any])
     }
 
     private func decoded<T: Decodable>(_ value: Any?) throws -> T {
@@ -34,7 +35,8 @@ final class ContractTests: XCTestCase {
     }
 
     private func resizeCases() throws -> [Resize] {
-        try XCTUnwrap(json()["resize"] as? [[String: Any]]).map { entry in
+        let entries = try json()["resize"] as? [[String: Any]]
+        return try XCTUnwrap(entries).map { entry in
             let contract = try JSONSerialization.data(
                 withJSONObject: XCTUnwrap(entry["preprocess"]))
             return try Resize(
@@ -78,8 +80,8 @@ final class ContractTests: XCTestCase {
     }
 
     func testAContractThatWouldMakeOtherPixelsIsRefused() throws {
-        let entries = try XCTUnwrap(json()["resize"] as? [[String: Any]])
-        let good = try XCTUnwrap(entries.first?["preprocess"] as? [String: Any])
+        let entries = try json()["resize"] as? [[String: Any]]
+        let good = try XCTUnwrap(entries?.first?["preprocess"] as? [String: Any])
         let damages: [(String, Any)] = [
             ("gamma", 2.2), ("crop_pct", 0), ("mode", "pad"), ("interpolation", "lanczos"),
             ("std", [1, 0, 1]), ("mean", [0.5]), ("channel_order", "bgr"), ("size", 0),
