@@ -49,11 +49,13 @@ def java_jars() -> list[Path]:
 def compiler() -> Path:
     """The folder of the pinned compiler's jars; fetched once, by npm."""
     tools = ANDROID / "tools"
-    libraries = tools / "node_modules" / "kotlin-compiler" / "lib"
-    if not libraries.exists():
+    package = tools / "node_modules" / "kotlin-compiler"
+    pinned = json.loads((tools / "package.json").read_text())["devDependencies"]["kotlin-compiler"]
+    about = package / "package.json"
+    if not about.exists() or json.loads(about.read_text())["version"] != pinned:
         done = run(tool("npm", "Node.js"), "ci", "--ignore-scripts", cwd=tools)
         assert done.returncode == 0, done.stderr
-    return libraries
+    return package / "lib"
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ extension RgbImage {
 
     private init(_ image: CGImage) throws {
         // Grey, indexed and CMYK images have to be converted: their space has no three channels.
-        let space =
-            image.colorSpace.flatMap { $0.model == .rgb ? $0 : nil } ?? CGColorSpaceCreateDeviceRGB()
+        let own = image.colorSpace.flatMap { $0.model == .rgb ? $0 : nil }
+        let space = own ?? CGColorSpaceCreateDeviceRGB()
         let (width, height) = (image.width, image.height)
         var rgba = [UInt8](repeating: 0, count: 4 * width * height)
         let drawn = rgba.withUnsafeMutableBytes { bytes in

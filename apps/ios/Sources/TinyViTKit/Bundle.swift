@@ -85,7 +85,8 @@ public func bundleFolders(in folder: URL) throws -> [URL] {
 
 func unusable(_ name: String, _ error: any Error) -> BundleError {
     BundleError(
-        "\(name): not a usable bundle (\(reason(error))); write it again with 'tinyvit-edge bundle'")
+        "\(name): not a usable bundle (\(reason(error))); "
+            + "write it again with 'tinyvit-edge bundle'")
 }
 
 /// One line of what went wrong; a decoding error does not say where in its description.

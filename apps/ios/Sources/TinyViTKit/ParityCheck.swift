@@ -55,7 +55,9 @@ public struct GoldenVerdict: Equatable, Sendable {
     /// What is wrong, a line each; empty where nothing is.
     public var problems: [String] {
         var problems: [String] = []
-        if differentBytes > 0 { problems.append("\(differentBytes) bytes of the resized photo differ") }
+        if differentBytes > 0 {
+            problems.append("\(differentBytes) bytes of the resized photo differ")
+        }
         // `!(a <= b)`, so that what is not a number fails, too
         if !(tensorError <= Self.tensorTolerance) {
             problems.append("the input tensor differs by \(tensorError)")
@@ -98,10 +100,11 @@ public func checkParity(
             bundle.manifest.inputKind == .image ? .image(golden.resized) : .tensor(golden.tensor)
         let logits = try await classifier.logits(input)
         let expected = golden.artifactLogits ?? golden.referenceLogits
+        let bytes = zip(resized.pixels, golden.resized.pixels)
         verdicts.append(
             GoldenVerdict(
                 name: golden.name,
-                differentBytes: zip(resized.pixels, golden.resized.pixels).filter { $0 != $1 }.count,
+                differentBytes: bytes.filter { $0 != $1 }.count,
                 tensorError: largestDifference(tensor, golden.tensor),
                 sqnrDb: sqnrDb(reference: expected, measured: logits),
                 sameTop1: topClass(logits) == topClass(expected),

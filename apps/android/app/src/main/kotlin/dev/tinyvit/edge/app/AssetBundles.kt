@@ -33,7 +33,8 @@ class AssetBundles(private val assets: AssetManager, private val cache: File) {
             try {
                 copy("$FOLDER/${bundle.name}/${bundle.manifest.artifact}", file, bundle)
             } catch (error: IOException) {
-                throw BundleException("${bundle.name}: ${error.message}; build the app again", error)
+                val reason = error.message
+                throw BundleException("${bundle.name}: $reason; build the app again", error)
             }
         }
         return file

@@ -105,7 +105,8 @@ class ClassifierViewModel(application: Application) : AndroidViewModel(applicati
                 val current = loaded ?: return@attempt
                 val folder = getApplication<Application>().cacheDir.resolve("reports")
                 folder.mkdirs()
-                val file = folder.resolve("${current.bundle.name}-${current.selection.backend.id}.json")
+                val backend = current.selection.backend.id
+                val file = folder.resolve("${current.bundle.name}-$backend.json")
                 val app = AppInfo(BuildConfig.VERSION_NAME, BuildConfig.BUILD_TYPE)
                 file.writeText(latencyReport(current.bundle, state.value, thisDevice(), app))
                 report = file

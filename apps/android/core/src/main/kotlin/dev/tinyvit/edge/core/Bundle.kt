@@ -1,8 +1,8 @@
 package dev.tinyvit.edge.core
 
+import java.io.IOException
 import org.json.JSONException
 import org.json.JSONObject
-import java.io.IOException
 
 /** Where the files of one bundle are read from: the app's assets, or a folder. */
 fun interface BundleFiles {

@@ -1,9 +1,9 @@
 package dev.tinyvit.edge.core
 
-import org.json.JSONArray
-import org.json.JSONObject
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import org.json.JSONArray
+import org.json.JSONObject
 
 /**
  * One photo on its way through the model, as it was where the bundle was made.

@@ -54,7 +54,9 @@ data class GoldenVerdict(
         if (differentBytes > 0) add("$differentBytes bytes of the resized photo differ")
         // `!(a <= b)`, so that what is not a number fails, too
         if (!(tensorError <= TENSOR_TOLERANCE)) add("the input tensor differs by $tensorError")
-        if (!(sqnrDb >= gate.sqnrDb)) add("logits at %.1f dB, below %.0f".format(sqnrDb, gate.sqnrDb))
+        if (!(sqnrDb >= gate.sqnrDb)) {
+            add("logits at %.1f dB, below %.0f".format(sqnrDb, gate.sqnrDb))
+        }
         if (gate.sameTop1 && !sameTop1) add("another first class")
     }
 }

@@ -1,10 +1,10 @@
 package dev.tinyvit.edge.core
 
+import kotlin.math.max
+import kotlin.math.min
 import org.json.JSONArray
 import org.json.JSONException
 import org.json.JSONObject
-import kotlin.math.max
-import kotlin.math.min
 
 /** How the photo's aspect ratio is treated. */
 enum class ResizeMode { CROP, SQUASH }

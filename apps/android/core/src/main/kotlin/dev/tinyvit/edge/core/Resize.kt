@@ -78,9 +78,9 @@ private fun taps(
         val first = max((center - support + 0.5).toInt(), 0)
         val end = min((center + support + 0.5).toInt(), inputs)
         val weights =
-            DoubleArray(end - first) { (it + first - center + 0.5).let { d ->
-                interpolation.weight(d * (1.0 / stretch))
-            } }
+            DoubleArray(end - first) {
+                interpolation.weight((it + first - center + 0.5) * (1 / stretch))
+            }
         val total = weights.sum()
         Tap(first, IntArray(weights.size) { fixedPoint(weights[it] / total) })
     }

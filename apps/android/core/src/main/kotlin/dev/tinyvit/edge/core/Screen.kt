@@ -64,7 +64,7 @@ sealed interface Event {
  * The state after an event.
  *
  * Work runs in the background, so that a result may come after the user has chosen something else.
- * Such a late result changes nothing: figures on the screen are always of the selection beside them.
+ * Such a late result changes nothing: figures are always of the selection that they stand below.
  */
 fun ScreenState.after(event: Event): ScreenState =
     when (event) {

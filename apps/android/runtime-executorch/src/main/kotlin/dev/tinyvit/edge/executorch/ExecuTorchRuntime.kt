@@ -3,8 +3,8 @@ package dev.tinyvit.edge.executorch
 import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.ImageClassifier
-import dev.tinyvit.edge.core.RgbImage
 import dev.tinyvit.edge.core.ModelRuntime
+import dev.tinyvit.edge.core.RgbImage
 import java.io.File
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module

@@ -6,8 +6,8 @@ import ai.onnxruntime.OrtSession
 import dev.tinyvit.edge.core.Backend
 import dev.tinyvit.edge.core.Bundle
 import dev.tinyvit.edge.core.ImageClassifier
-import dev.tinyvit.edge.core.RgbImage
 import dev.tinyvit.edge.core.ModelRuntime
+import dev.tinyvit.edge.core.RgbImage
 import java.io.File
 import java.nio.FloatBuffer
 
@@ -48,8 +48,8 @@ private class OnnxClassifier(
     private val input = bundle.manifest.inputName
     private val output = bundle.manifest.outputName
     private val classes = bundle.manifest.classes
-    private val shape =
-        bundle.preprocessing.size.toLong().let { longArrayOf(1, RgbImage.CHANNELS.toLong(), it, it) }
+    private val side = bundle.preprocessing.size.toLong()
+    private val shape = longArrayOf(1, RgbImage.CHANNELS.toLong(), side, side)
 
     override fun classify(tensor: FloatArray): FloatArray =
         OnnxTensor.createTensor(environment, FloatBuffer.wrap(tensor), shape).use { image ->
