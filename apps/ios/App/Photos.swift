@@ -7,6 +7,8 @@ import TinyViTKit
 extension RgbImage {
     /// More would not fit beside the model.
     private static let largest = 64_000_000
+    /// JPEG's; a PNG may be a line of millions of pixels.
+    private static let longest = 65_535
 
     /// Decodes a photo at full size and turns it upright.
     ///
@@ -18,7 +20,9 @@ extension RgbImage {
         guard let source = CGImageSourceCreateWithData(data as CFData, nil),
             let image = CGImageSourceCreateImageAtIndex(source, 0, nil)
         else { throw BundleError("photo: not an image that iOS can decode; choose another") }
-        guard image.width * image.height <= Self.largest else {
+        guard image.width * image.height <= Self.largest,
+            max(image.width, image.height) <= Self.longest
+        else {
             throw BundleError(
                 "photo: \(image.width) x \(image.height) pixels are too many; choose another")
         }

@@ -15,6 +15,7 @@ import java.nio.ByteBuffer
 
 private const val RGBA = 4
 private const val MAX_PIXELS = 64_000_000L
+private const val MAX_SIDE = 65_535 // JPEG's; a PNG may be a line of millions of pixels
 
 /**
  * Decodes a photo at full size and turns it upright.
@@ -29,7 +30,7 @@ fun ContentResolver.decodePhoto(photo: Uri): RgbImage =
         val options = BitmapFactory.Options().apply { inJustDecodeBounds = true }
         stream(photo).use { BitmapFactory.decodeStream(it, null, options) }
         val pixels = options.outWidth.toLong() * options.outHeight
-        if (pixels > MAX_PIXELS) {
+        if (pixels > MAX_PIXELS || maxOf(options.outWidth, options.outHeight) > MAX_SIDE) {
             throw IOException("${options.outWidth} x ${options.outHeight} pixels are too many")
         }
         options.inJustDecodeBounds = false
