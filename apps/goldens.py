@@ -42,7 +42,7 @@ def write_goldens(root: Path, target: str) -> None:
     """Write a bundle of `target` and the cases into a new folder."""
     bundles = root / "bundles"
     facts = export(ExportRequest(target=target, weights="digits", precision="fp32", out=bundles))
-    index = {"bundles": [Path(facts["bundle"]).name]}
+    index = {"bundles": [{"name": Path(facts["bundle"]).name}]}
     (bundles / "index.json").write_text(json.dumps(index), encoding="utf-8")
     write_cases(root / "cases")
 

@@ -72,12 +72,16 @@ public struct ModelBundle: Sendable {
 ///
 /// - Throws: `BundleError`: there is no index, or it is damaged or empty.
 public func bundleFolders(in folder: URL) throws -> [URL] {
-    struct Index: Decodable { let bundles: [String] }
+    struct Index: Decodable {
+        struct Entry: Decodable { let name: String }
+
+        let bundles: [Entry]
+    }
     do {
         let data = try Data(contentsOf: folder.appending(path: "index.json"))
         let index = try JSONDecoder().decode(Index.self, from: data)
         guard !index.bundles.isEmpty else { throw BundleError("index.json lists no bundle") }
-        return index.bundles.map { folder.appending(path: $0) }
+        return index.bundles.map { folder.appending(path: $0.name) }
     } catch {
         throw unusable(folder.lastPathComponent, error)
     }

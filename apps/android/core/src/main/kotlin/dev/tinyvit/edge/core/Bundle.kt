@@ -95,9 +95,9 @@ class Bundle(
  */
 fun bundleNames(files: BundleFiles): List<String> =
     explain("bundles") {
-        val names = JSONObject(files.text("index.json")).getJSONArray("bundles")
-        require(names.length() > 0) { "index.json lists no bundle" }
-        List(names.length()) { names.getString(it) }
+        val entries = JSONObject(files.text("index.json")).getJSONArray("bundles")
+        require(entries.length() > 0) { "index.json lists no bundle" }
+        List(entries.length()) { entries.getJSONObject(it).getString("name") }
     }
 
 internal fun BundleFiles.text(path: String): String = read(path).decodeToString()
