@@ -294,11 +294,16 @@ def test_decompression_bombs_are_refused(monkeypatch: pytest.MonkeyPatch, limit:
 
 
 def test_a_hair_does_not_exhaust_memory() -> None:
-    """Oracle: 256 x 2,560,000 pixels exceed Pillow's limit; a squash of the same is small."""
+    """Oracle: 256 x 2,560,000 pixels exceed Pillow's limit; a squash of the same is small.
+
+    So do the 512 x 200,000 pixels between the passes of a squash.
+    """
     hair = Image.new("RGB", (1, 10_000))
     with pytest.raises(DataError, match="1 x 10000"):
         preprocess(hair, preset("microsoft", 224))
     assert preprocess(hair, preset("timm", 512)).shape == (3, 512, 512)
+    with pytest.raises(DataError, match="1 x 200000"):
+        preprocess(Image.new("RGB", (1, 200_000)), preset("timm", 512))
 
 
 def test_only_rgb_is_resized() -> None:

@@ -281,16 +281,19 @@ def _decode_content(content: bytes, name: str) -> Image.Image:
 def _resized_size(width: int, height: int, p: Preprocessing) -> tuple[int, int]:
     """Return (width, height) after step 4."""
     if p.mode == "squash":
-        return p.size, p.size
-    short = int(p.size / p.crop_pct)
-    long = int(short * max(width, height) / min(width, height))
+        new_width = new_height = p.size
+    else:
+        short = int(p.size / p.crop_pct)
+        long = int(short * max(width, height) / min(width, height))
+        new_width, new_height = (short, long) if width <= height else (long, short)
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and short * long > limit:
+    # after the horizontal pass the height is still the old one
+    if limit is not None and new_width * max(height, new_height) > limit:
         raise DataError(
             f"an image of {width} x {height} pixels would be resized to more than {limit} pixels; "
             "crop it to a less extreme shape"
         )
-    return (short, long) if width <= height else (long, short)
+    return new_width, new_height
 
 
 def _is_number(value: object) -> bool:
