@@ -92,6 +92,10 @@ def write_photos(folder: Path) -> list[str]:
     drawn(50, 300).save(folder / "tall.png")
     drawn(9, 7).convert("L").save(folder / "grey.png")
     drawn(64, 48).quantize(16).save(folder / "palette.png")
+    faint = drawn(61, 40)
+    faint.putalpha(drawn(61, 40).getchannel("R").point(lambda v: max(0, v - 64)))
+    faint.save(folder / "transparent.png")
+    faint.convert("LA").save(folder / "transparent-grey.png")
     return sorted(path.name for path in folder.iterdir())
 
 

@@ -4,7 +4,7 @@
 const CACHE = 'tinyvit-edge-1';
 const SHELL = [
   './', 'app.css', 'icon.svg', 'manifest.webmanifest',
-  ...['app', 'bundles', 'camera', 'contract', 'exif', 'golden', 'report', 'runtimes', 'statistics', 'view']
+  ...['app', 'bundles', 'camera', 'contract', 'exif', 'golden', 'pixels', 'report', 'runtimes', 'statistics', 'view']
     .map((name) => `src/${name}.js`),
 ];
 const ISOLATED = {

@@ -2,8 +2,9 @@
 
 import { listBundles, openBundle, readArtifact } from './bundles.js';
 import { startCamera } from './camera.js';
-import { decode, pixelsOf, preprocess } from './contract.js';
+import { decode, preprocess } from './contract.js';
 import { checkGoldens } from './golden.js';
+import { pixelsOf } from './pixels.js';
 import { download, latencyReport } from './report.js';
 import { BACKENDS, load } from './runtimes.js';
 import { Times, topK } from './statistics.js';

@@ -5,6 +5,7 @@
 // with data a Uint8Array of shape (height, width, 3), RGB.
 
 import { orientationOf } from './exif.js';
+import { storedPixelsOf } from './pixels.js';
 
 const FRACTION_BITS = 22;
 const FILTERS = {
@@ -28,7 +29,7 @@ export async function decode(blob) {
   } catch {
     throw new Error(`${blob.name ?? 'The image'} cannot be decoded: choose a JPEG, PNG or WebP`);
   }
-  const image = pixelsOf(bitmap, bitmap.width, bitmap.height);
+  const image = storedPixelsOf(bitmap);
   bitmap.close();
   return (await storedOrderIsKept()) ? orient(image, orientationOf(header)) : image;
 }
@@ -43,25 +44,6 @@ function storedOrderIsKept() {
     return bitmap.width === 2;
   })();
   return kept;
-}
-
-let canvas;
-
-/** The pixels of a bitmap, a video or a canvas, as stored, without alpha. */
-export function pixelsOf(source, width, height) {
-  canvas ??= new OffscreenCanvas(1, 1);
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext('2d', { willReadFrequently: true });
-  context.drawImage(source, 0, 0);
-  const rgba = context.getImageData(0, 0, width, height).data;
-  const data = new Uint8Array(width * height * 3);
-  for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) {
-    data[to] = rgba[from];
-    data[to + 1] = rgba[from + 1];
-    data[to + 2] = rgba[from + 2];
-  }
-  return { width, height, data };
 }
 
 /** Step 2: an image as stored to an upright one, by the value 1..8 of the EXIF tag 0x0112. */
