@@ -25,6 +25,7 @@ const state = {
   parity: null,
   image: null,
   sample: 0,
+  frame: null,
   stopCamera: null,
 };
 
@@ -35,6 +36,7 @@ async function act(action) {
   busy = true;
   view.showError(null);
   view.showBusy(true, state.model);
+  await state.frame?.catch(() => {}); // it has the model; the camera's loop says what went wrong
   try {
     await action();
   } catch (error) {
@@ -143,7 +145,8 @@ async function classifyFrame(video) {
   if (busy) return; // a button has the model
   const image = pixelsOf(video, video.videoWidth, video.videoHeight);
   view.showImage(image);
-  await classify(image);
+  state.frame = classify(image);
+  await state.frame;
 }
 
 function stopCamera() {

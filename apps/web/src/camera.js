@@ -11,14 +11,19 @@
  */
 export async function startCamera(video, onFrame, onError) {
   const stream = await openStream();
-  video.srcObject = stream;
-  await video.play();
   let running = true;
   const stop = () => {
     running = false;
     stream.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
   };
+  video.srcObject = stream;
+  try {
+    await video.play();
+  } catch (error) {
+    stop();
+    throw new Error(`The camera gives no picture (${error.message}): try again`);
+  }
   const loop = async () => {
     if (!running) return;
     try {

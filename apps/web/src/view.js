@@ -96,7 +96,7 @@ export function showParity(parity) {
 
 /** Enable or disable what needs a loaded model. */
 export function showBusy(busy, loaded) {
-  document.body.toggleAttribute('aria-busy', busy);
+  document.body.ariaBusy = String(busy);
   for (const id of ['sample', 'camera', 'check', 'time', 'export']) {
     element(id).disabled = busy || !loaded;
   }
@@ -106,5 +106,6 @@ export function showBusy(busy, loaded) {
 /** Whether the camera is on. */
 export function showCamera(on) {
   element('camera').setAttribute('aria-pressed', String(on));
+  element('predictions').ariaLive = on ? 'off' : 'polite'; // not every frame is to be read out
   element('camera').querySelector('span').textContent = on ? 'Stop' : 'Camera';
 }
