@@ -112,5 +112,8 @@ int main(int count, char** arguments) {
   } catch (const tinyvit::Failure& failure) {
     std::fprintf(stderr, "tinyvit-classify: %s\n", failure.what());
     return static_cast<int>(failure.code());
+  } catch (const std::exception& error) {  // memory that is not there, a file that just went away
+    std::fprintf(stderr, "tinyvit-classify: %s; close other programs and try again\n", error.what());
+    return static_cast<int>(tinyvit::Exit::bad_input);
   }
 }

@@ -41,8 +41,8 @@ int positive(std::string_view name, const char* text) {
   const std::string_view digits = text == nullptr ? "" : text;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   if (error != std::errc() || end != digits.data() + digits.size() || value < 1 || value > kMost) {
-    throw Failure(std::string(name) + " is '" + std::string(digits) + "'; give a number from 1 to " +
-                  std::to_string(kMost));
+    throw Failure(std::string(name) + " is '" + std::string(digits) +
+                  "'; give a number from 1 to " + std::to_string(kMost));
   }
   return value;
 }
