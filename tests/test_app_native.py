@@ -22,6 +22,7 @@ import torch
 import native_app
 from executorch_samples import SUPPORTED, Written
 from tinyvit_edge.bundle import golden_images, read_bundle, write_bundle
+from tinyvit_edge.device_report import read_device_report, render_lines
 from tinyvit_edge.export import ExportRequest, drawn_patterns, export
 from tinyvit_edge.exporters.executorch import ExecuTorchExporter
 from tinyvit_edge.files import sha256_of
@@ -242,8 +243,10 @@ def test_a_failed_check_is_red_on_a_terminal_only(programs: Path, spoilt: Path) 
     assert "\x1b" not in piped.stdout
 
 
-def test_bench_reports_times_that_belong_together(run: Run, digits_bundle: Path) -> None:
-    """Oracle: hashlib, the options given, and what holds for any times."""
+def test_bench_reports_times_that_belong_together(
+    run: Run, digits_bundle: Path, tmp_path: Path
+) -> None:
+    """Oracle: hashlib, the options given, the apps' schema, and what holds for any times."""
     done = run("--bench", "--runs", 7, "--warmup", 2, "--threads", 1, digits_bundle)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -256,12 +259,16 @@ def test_bench_reports_times_that_belong_together(run: Run, digits_bundle: Path)
     assert (report["device"]["kind"], report["device"]["machine"]) == ("host", os.uname().machine)
     assert report["parity"]["passed"] is True
     assert report["decodes"] is False
-    assert report["load_ms"] > 0
-    for stage in ("preprocess_ms", "inference_ms"):
-        times = report[stage]
-        assert (times["runs"], times["warmup"]) == (7, 2)
+    assert report["latency_ms"]["load"] > 0
+    for stage in ("preprocess", "inference"):
+        times = report["latency_ms"][stage]
+        assert times["count"] == 9
         assert times["first"] > 0
         assert 0 < times["median"] <= times["p90"]
+    path = tmp_path / "report.json"
+    path.write_text(done.stdout)
+    read = read_device_report(path)
+    assert (read.exit_code, "parity: 3 golden images" in render_lines(read)[-1]) == (0, True)
 
 
 def test_bench_of_a_wrong_bundle_says_so(run: Run, spoilt: Path, digits_images: Path) -> None:
@@ -272,6 +279,7 @@ def test_bench_of_a_wrong_bundle_says_so(run: Run, spoilt: Path, digits_images: 
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert report["parity"]["passed"] is False
+    assert sum(image["different_bytes"] for image in report["parity"]["images"]) > 0
     assert (report["decodes"], report["image"]) == (True, image.name)
 
 

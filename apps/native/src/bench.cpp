@@ -1,5 +1,6 @@
 #include "bench.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "check.h"
@@ -31,8 +32,7 @@ json timed(const Work& work, const BenchOptions& options) {
   return {{"first", first},
           {"median", quantile(times, 0.5)},
           {"p90", quantile(times, 0.9)},
-          {"warmup", options.warmup},
-          {"runs", options.runs}};
+          {"count", std::max(options.warmup, 1) + options.runs}};
 }
 
 json described(const Device& device) {
@@ -74,10 +74,8 @@ json bench(const Bundle& bundle, const BenchOptions& options) {
           {"threads", Model::threads()},
           {"image", options.image ? options.image->filename().string() : goldens[0].name},
           {"decodes", options.image.has_value()},
-          {"load_ms", load},
-          {"preprocess_ms", preprocess},
-          {"inference_ms", inference},
-          {"parity", to_json(check(bundle, goldens, *model))}};
+          {"latency_ms", {{"load", load}, {"preprocess", preprocess}, {"inference", inference}}},
+          {"parity", to_parity(check(bundle, goldens, *model))}};
 }
 
 }  // namespace tinyvit

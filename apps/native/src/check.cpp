@@ -31,8 +31,8 @@ Tolerance tolerance_of(const std::string& precision) {
   return kOther;
 }
 
-double bytes_apart(const Pixels& found, const Pixels& recorded) {
-  double count = 0;
+std::size_t bytes_apart(const Pixels& found, const Pixels& recorded) {
+  std::size_t count = 0;
   for (std::size_t i = 0; i < recorded.rgb.size(); ++i) count += found.rgb[i] != recorded.rgb[i];
   return count;
 }
@@ -60,13 +60,17 @@ Checked check(const Bundle& bundle, const std::vector<Golden>& goldens, Model& m
   Checked checked;
   for (const Golden& golden : goldens) {
     const Pixels resized = resize(golden.decoded, bundle.contract);
-    bytes += bytes_apart(resized, golden.resized);
+    const std::size_t differing = bytes_apart(resized, golden.resized);
+    bytes += static_cast<double>(differing);
     const double apart = largest_difference(normalise(resized, bundle.contract), golden.tensor);
     tensors = std::isnan(apart) ? apart : std::max(tensors, apart);
     // The recorded tensor: a wrong contract has gates of its own, and would hide the model's.
     std::vector<float> tensor = golden.tensor;
     const auto& logits = checked.logits.emplace_back(model.run(tensor));
-    agreeing += best(logits) == best(golden.artifact_logits);
+    const bool same_top1 = best(logits) == best(golden.artifact_logits);
+    agreeing += same_top1;
+    checked.images.push_back({golden.name, differing, apart,
+                              sqnr_db(golden.artifact_logits, logits), same_top1});
     recorded.insert(recorded.end(), golden.artifact_logits.begin(), golden.artifact_logits.end());
     measured.insert(measured.end(), logits.begin(), logits.end());
   }
@@ -95,6 +99,18 @@ nlohmann::ordered_json to_json(const Checked& checked) {
                     {"direction", gate.at_least ? "min" : "max"}});
   }
   return {{"passed", checked.passed()}, {"gates", rows}, {"logits", checked.logits}};
+}
+
+nlohmann::ordered_json to_parity(const Checked& checked) {
+  auto rows = nlohmann::ordered_json::array();
+  for (const CheckedImage& image : checked.images) {
+    rows.push_back({{"name", image.name},
+                    {"different_bytes", image.different_bytes},
+                    {"tensor_error", image.tensor_error},
+                    {"sqnr_db", image.sqnr_db},
+                    {"same_top1", image.same_top1}});
+  }
+  return {{"passed", checked.passed()}, {"images", rows}};
 }
 
 }  // namespace tinyvit
