@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import native_app
 from tinyvit_edge import metrics
@@ -121,7 +122,12 @@ def test_all_orientations(suffix: str, tmp_path: Path) -> None:
         files.append(tmp_path / "both.jpg")
         empty = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
         smooth(40, 25).save(files[-1], xmp=xmp, exif=empty)
-        assert decode(files[-1]).size == (25, 40)
+    else:
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        files.append(tmp_path / "xmp.png")
+        smooth(40, 25).save(files[-1], pnginfo=text)
+    assert decode(files[-1]).size == (25, 40)
     assert decode(files[6]).size == (25, 40)
     assert_decoded_alike(files)
 
