@@ -76,10 +76,10 @@ def read_device_report(path: Path) -> DeviceReport:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable report ({error}); {_REMEDY}") from error
     schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
-    error = next(iter(Draft202012Validator(schema).iter_errors(data)), None)
-    if error is not None:
-        where = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise InputError(f"{path}: not a valid device report: {where}: {error.message}; {_REMEDY}")
+    wrong = next(iter(Draft202012Validator(schema).iter_errors(data)), None)
+    if wrong is not None:
+        where = "/".join(map(str, wrong.absolute_path)) or "the top level"
+        raise InputError(f"{path}: not a valid device report: {where}: {wrong.message}; {_REMEDY}")
     return DeviceReport(data=data)
 
 
