@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -102,6 +104,10 @@ def write_photos(folder: Path) -> list[str]:
 _LOSSLESS: dict[str, dict[str, Any]] = {"webp": {"lossless": True}}
 
 
+def _bytes(encoded: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(base64.b64decode(encoded), np.uint8)
+
+
 def test_both_runtimes_and_the_contract_give_pythons_numbers(site: Path) -> None:
     """Oracles: PyTorch's float32 logits; the artifact's in Python (int8); Pillow's bytes."""
     names = write_photos(site / "photos")
@@ -129,10 +135,10 @@ def test_both_runtimes_and_the_contract_give_pythons_numbers(site: Path) -> None
     for name in names:
         image = decode(site / "photos" / name)
         shown = found["decoded"][name]
-        pixels = np.array(shown["data"], np.uint8).reshape(shown["shape"])
+        pixels = _bytes(shown["data"]).reshape(shown["shape"])
         np.testing.assert_array_equal(pixels, np.asarray(image), err_msg=name)
         for key, contract in CONTRACTS.items():
-            got = np.array(found["resized"][f"{name} {key}"], np.uint8)
+            got = _bytes(found["resized"][f"{name} {key}"])
             np.testing.assert_array_equal(got, resize(image, contract).ravel(), err_msg=name)
 
 
