@@ -45,6 +45,7 @@ def logit_errors(
         An error a candidate, in the candidates' order; their unit is the same everywhere.
     """
     errors = {place: torch.zeros(len(tried)).double() for place, tried in candidates.items()}
+    present = 0  # images of the batch at hand
 
     def watched(place: Place, x: Tensor) -> Tensor:
         # a view, because the tensor itself may have other readers, as a residual branch's has
@@ -52,7 +53,8 @@ def logit_errors(
         values = x.detach()
 
         def backward(gradient: Tensor) -> None:
-            errors[place] += _errors(values, gradient, candidates[place])
+            one = (present, -1)  # tokens are rows, those of an image one after the other
+            errors[place] += _errors(values.reshape(one), gradient.reshape(one), candidates[place])
 
         view.register_hook(backward)  # type: ignore[no-untyped-call]
         return view
@@ -68,6 +70,7 @@ def logit_errors(
     with attached(attach(place) for place in candidates), torch.enable_grad():
         # few at a time: autograd keeps every activation until the backward pass
         for batch in (part for whole in batches for part in torch.split(whole, _AT_A_TIME)):
+            present = len(batch)
             logits = module(batch.clone().requires_grad_())  # (B, classes)
             signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
             (logits * signs).sum().backward()
@@ -78,10 +81,10 @@ def logit_errors(
 
 
 def _errors(x: Tensor, gradient: Tensor, tried: Sequence[QuantParams]) -> Tensor:
-    """Squared errors summed over a batch, one a candidate; `x` and `gradient` are (B, ...)."""
+    """Squared errors summed over a batch, one a candidate; `x` and `gradient` are (B, n)."""
     # image by image, so that what one candidate needs of memory stays near the processor
     errors = []
-    for image, slope in zip(x.flatten(1), gradient.flatten(1), strict=True):  # (n,) each
+    for image, slope in zip(x, gradient, strict=True):  # (n,) each
         ends = tuple(float(end) for end in torch.aminmax(image))
         errors.append([_error(image, slope, params, ends) for params in tried])
     return torch.tensor(errors, dtype=torch.float64).sum(0)

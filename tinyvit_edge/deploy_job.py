@@ -123,8 +123,8 @@ def prepare(
     )
     left = _time_left(request, cells, results, display)
     images = _Images(dataset, checkpoint, scratch / "pixels.npy", display)
-    logits = _reference(checkpoint, images, results, left)
     calibration = _calibration(request, checkpoint, cells, results, left, display)
+    logits = _reference(checkpoint, images, results, left)
     found = {cell.name: results.bundle(cell, calibration) for cell in cells}
     earlier = {name: one for name, one in found.items() if one is not None}
     known = {name: results.verified(name, one) for name, one in earlier.items()}
