@@ -4,7 +4,7 @@
 // give its bytes, step 6 NumPy's to float32 rounding. An image here is {width, height, data}
 // with data a Uint8Array of shape (height, width, 3), RGB.
 
-import { orientationOf } from './exif.js';
+import { takeOrientation } from './exif.js';
 import { storedPixelsOf } from './pixels.js';
 
 const FRACTION_BITS = 22;
@@ -12,38 +12,20 @@ const FILTERS = {
   bicubic: { radius: 2, weight: bicubic },
   bilinear: { radius: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
 };
-// A JPEG of 2 x 1 pixels that is to be turned by a quarter: tells whether a browser can be kept
-// from doing that itself.
-const TURNED = 'data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/4QAiRXhpZgAATU0AKgAAAAgAAQESAAMA'
-  + 'AAABAAYAAAAAAAD/2wBDAP////////////////////////////////////////////////////////////////////////'
-  + '//////////////wAALCAABAAIBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAAP/EABQQAQAAAAAAAAAAAAAAAAAAAAD/2gAI'
-  + 'AQEAAD8AP//Z';
-const AS_STORED = { colorSpaceConversion: 'none', premultiplyAlpha: 'none', imageOrientation: 'none' };
+const AS_STORED = { colorSpaceConversion: 'none', premultiplyAlpha: 'none' };
 
 /** Steps 1 to 3: an image file to an upright RGB image. Throws where it cannot be decoded. */
 export async function decode(blob) {
-  const header = new Uint8Array(await blob.arrayBuffer());
+  const { orientation, parts } = takeOrientation(new Uint8Array(await blob.arrayBuffer()));
   let bitmap;
   try {
-    bitmap = await createImageBitmap(blob, AS_STORED);
+    bitmap = await createImageBitmap(new Blob(parts, { type: blob.type }), AS_STORED);
   } catch {
     throw new Error(`${blob.name ?? 'The image'} cannot be decoded: choose a JPEG, PNG or WebP`);
   }
   const image = storedPixelsOf(bitmap);
   bitmap.close();
-  return (await storedOrderIsKept()) ? orient(image, orientationOf(header)) : image;
-}
-
-let kept;
-
-/** Whether `imageOrientation: 'none'` is honoured; if not, bitmaps are upright already. */
-function storedOrderIsKept() {
-  kept ??= (async () => {
-    const bytes = Uint8Array.from(atob(TURNED.split(',')[1]), (c) => c.charCodeAt(0));
-    const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/jpeg' }), AS_STORED);
-    return bitmap.width === 2;
-  })();
-  return kept;
+  return orient(image, orientation);
 }
 
 /** Step 2: an image as stored to an upright one, by the value 1..8 of the EXIF tag 0x0112. */
