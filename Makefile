@@ -10,13 +10,32 @@ TRAIN ?=
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-all slow lint digits imagenette lock clean
+.PHONY: demo app-web test test-all slow lint digits imagenette lock clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python -m tinyvit_edge.digits images out/digits
 	$(BIN)/tinyvit-edge deploy --weights digits --data out/digits/heldout --calib out/digits/train \
 		--targets onnx,executorch,tflite,coreml --precisions fp32,fp16,w8-dynamic,w8a8 \
 		--threads 1 --out out/demo
+
+# The web app on http://localhost:8000, with the bundles that are there, or else the demo's.
+WEB := apps/web
+
+app-web: $(WEB)/vendor $(WEB)/bundles/index.json
+	$(PYTHON) -m http.server --directory $(WEB) --bind 127.0.0.1 8000
+
+$(WEB)/vendor: $(WEB)/package-lock.json $(WEB)/vendor.js
+	cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund && npm run vendor
+
+# A make of its own, so that bundles of one's own need no demo beside them.
+$(WEB)/bundles/index.json:
+	$(MAKE) out/web
+	$(BIN)/tinyvit-edge bundle --app web out/web
+
+out/web: .venv/demo.stamp
+	$(BIN)/python -m tinyvit_edge.digits images out/digits
+	$(BIN)/tinyvit-edge deploy --weights digits --data out/digits/heldout --calib out/digits/train \
+		--targets onnx,tflite --precisions fp32,w8a8 --threads 1 --out $@
 
 test: lint
 	$(BIN)/pytest -m "not slow" -n auto

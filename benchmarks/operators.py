@@ -1,9 +1,11 @@
-"""Where an artifact's time goes: milliseconds by kind of operator, by its own runtime's profiler.
+r"""Where an artifact's time goes: milliseconds by kind of operator, by its own runtime's profiler.
 
-    python benchmarks/operators.py out/onnx-w8a8/model.onnx out/executorch-w8a8/model.pte
+    python benchmarks/operators.py out/onnx-w8a8/model.onnx out/executorch-w8a8/model.pte \
+        out/tflite-w8a8/model.tflite
 
-ONNX Runtime's profile and ExecuTorch's event trace (XNNPACK's operators) are read; one thread,
-images of noise. A Markdown table a file goes to stdout, all of them to --json.
+ONNX Runtime's profile, ExecuTorch's event trace and LiteRT's profiler (XNNPACK's operators, in
+both) are read; one thread, images of noise. A Markdown table a file goes to stdout, all of them
+to --json.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _WARM_UP = 5
 # what ExecuTorch's trace calls the run as a whole, and loading
 _WHOLE = ("DELEGATE_CALL", "Method::execute", "Method::init", "Program::load_method")
 # What XNNPACK's runtime makes of dequantize, GELU, quantize, and has no name for: there are as many
-# of it in the trace as GELUs are missing.
+# of it in a trace as GELUs are missing.
 _UNNAMED = {"Invalid Unary Op": "8-bit GELU, by a table"}
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help=".onnx and .pte")
+    parser.add_argument("files", nargs="+", type=Path, help=".onnx, .pte and .tflite")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--json", type=Path)
@@ -114,9 +116,18 @@ def executorch_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
     )
 
 
+def tflite_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
+    """Operators of XNNPACK, and those that LiteRT runs itself."""
+    import litert_profiler
+
+    with quiet_stderr():
+        return _kinds(litert_profiler.profile(path, image, runs=runs))
+
+
 PROFILERS: dict[str, Callable[[Path, FloatArray, int], list[Kind]]] = {
     ".onnx": onnx_kinds,
     ".pte": executorch_kinds,
+    ".tflite": tflite_kinds,
 }
 
 

@@ -21,6 +21,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def attempt(
 ) -> dict[str, Any]:
     """Build a stock artifact; what its tool raises is a result, too."""
     try:
-        one.build(module, images, path)
+        with redirect_stdout(sys.stderr):  # tools report progress there, which is our table's place
+            one.build(module, images, path)
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()

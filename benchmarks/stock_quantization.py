@@ -67,6 +67,17 @@ def _onnx_static(
     quantize_static(str(source), str(path), Reader(), **types, **extra)
 
 
+def _onnx_dynamic(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    source = path.with_name("float.onnx")
+    _onnx_float(module, images, source)
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # the tool refuses the exporter's shapes
+    quantize_dynamic(model, str(path))
+
+
 def _onnx_static_16(module: nn.Module, images: NDArray[np.float32], path: Path) -> None:
     _onnx_static(module, images, path, activations=16)
 
@@ -177,6 +188,7 @@ def _palettes(bits: int) -> Callable[[Any, Any], Any]:
 STOCK: Mapping[str, tuple[Stock, ...]] = {
     "onnx": (
         Stock("onnx-float", "torch.onnx.export", _onnx_float),
+        Stock("onnx-dynamic", "onnxruntime quantize_dynamic", _onnx_dynamic),
         Stock("onnx-static", "onnxruntime quantize_static", _onnx_static),
         Stock("onnx-static-16", "onnxruntime quantize_static, 16-bit activations", _onnx_static_16),
     ),

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinyvit_edge.deployment import LinearStandardise
-from tinyvit_edge.quantization.qdq import DynamicLinear
+from tinyvit_edge.folding import LinearStandardise
 
-__all__ = ["HalfCompute", "HalfStorage", "flatten_rows"]
+__all__ = ["HalfCompute", "HalfStorage"]
 
 
 class HalfCompute(nn.Module):
@@ -44,37 +43,6 @@ class HalfStorage(nn.Module):
         widened = {name: tensor.float() for name, tensor in halves.items()}
         out: Tensor = functional_call(self.module, widened, (image,))
         return out
-
-
-def flatten_rows(module: nn.Module) -> nn.Module:
-    """Copy a module so that no run-time quantized Linear gets an input of rank 4.
-
-    XNNPACK's pass for convolution layouts puts a copy between the dequantize and such a Linear,
-    and its serializer then takes the Linear for one with float input and fails. A range covers
-    one row at any rank, so nothing else changes.
-    """
-
-    def make(layer: nn.Module) -> nn.Module | None:
-        return _FlatRows(layer) if isinstance(layer, DynamicLinear) else None
-
-    return _replace(deepcopy(module), make)
-
-
-class _FlatRows(nn.Module):
-    """A Linear that sees inputs of rank 4 as (B, H * W, C)."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        if x.ndim < 4:
-            out: Tensor = self.linear(x)
-            return out
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])  # (B, H * W, in)
-        out = self.linear(rows)  # (B, H * W, out)
-        return out.reshape(*x.shape[:-1], -1)
 
 
 class _HalfStandardise(nn.Module):

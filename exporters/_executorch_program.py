@@ -27,7 +27,7 @@ from tinyvit_edge.exporters._conversions import Role, Step, conversions
 if TYPE_CHECKING:
     from tinyvit_edge.precision import ProductKind
 
-__all__ = ["Contents", "audit", "contents"]
+__all__ = ["Contents", "audit", "contents", "read_program"]
 
 _XNNPACK = "XnnpackBackend"
 _STORAGE = {
@@ -93,13 +93,8 @@ def audit(path: Path) -> Audit:
         InputError: the file cannot be read as a program.
         UnsupportedError: a delegate other than XNNPACK holds the model.
     """
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    try:
-        file = deserialize_pte_binary(path.read_bytes())
-        plan = _forward(file.program)
-    except Exception as error:  # whatever a flatbuffer that is none leads to
-        raise InputError(f"{path} is not a readable ExecuTorch program: export it again") from error
+    file = _read(path)
+    plan = _forward(file.program)
     if others := {delegate.id for delegate in plan.delegates} - {_XNNPACK}:
         raise UnsupportedError(
             f"{path} is held by {', '.join(sorted(others))}, whose payload is read by no tool "
@@ -114,6 +109,26 @@ def audit(path: Path) -> Audit:
         found += [product for _, product in _xnnpack_products(graph)]
         steps += _xnnpack_steps(graph, number, _constant_arguments(plan, number))
     return Audit.of(found, weight_bytes=weight_bytes, conversions=conversions(steps))
+
+
+def read_program(path: Path) -> Any:
+    """A saved file's `executorch.exir.schema.Program`.
+
+    Raises:
+        InputError: the file cannot be read as a program.
+    """
+    return _read(path).program
+
+
+def _read(path: Path) -> Any:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        file = deserialize_pte_binary(path.read_bytes())
+        _forward(file.program)
+    except Exception as error:  # whatever a flatbuffer that is none leads to
+        raise InputError(f"{path} is not a readable ExecuTorch program: export it again") from error
+    return file
 
 
 def _forward(program: Any) -> Any:

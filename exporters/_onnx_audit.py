@@ -132,8 +132,10 @@ def _step(node: Any, graph: _Graph, layers: set[str]) -> Step | None:
 
 
 def _widened(name: str, graph: _Graph) -> bool:
-    """Whether a value is a constant of another type, behind a Cast."""
+    """Whether a value is a constant of another type, behind a Cast and perhaps its scale."""
     maker = graph.makers.get(name)
+    if maker is not None and maker.op_type == "Mul" and maker.input[1] in graph.constants:
+        maker = graph.makers.get(maker.input[0])
     return maker is not None and maker.op_type == "Cast" and maker.input[0] in graph.constants
 
 

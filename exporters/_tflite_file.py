@@ -40,6 +40,9 @@ __all__ = [
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16  # of constants, as the schema demands
 _METADATA = b"tinyvit_edge"
+# of "Named/tinyvit_edge.deployment.Form_module/tinyvit_edge.deployment.Stage_2/...", whose parts
+# are class and name: packages, the whole model, and classes
+_NEEDLESS = tuple(map(re.compile, (rb"[\w<>]+\.", rb"Named/\w+_module/", rb"(?<!\w)[A-Z]\w*?_")))
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if name.isupper()}
 TYPE = schema.TensorType
@@ -141,8 +144,8 @@ def name_tensors(model: Any, *, image: str, logits: str) -> None:
     """
     graph = model.subgraphs[0]
     for tensor in graph.tensors:
-        if b"/" in tensor.name:
-            tensor.name = re.sub(rb"[\w<>]+\.", b"", tensor.name)
+        for pattern in _NEEDLESS:
+            tensor.name = pattern.sub(b"", tensor.name)
     for index, name in ((graph.inputs[0], image), (graph.outputs[0], logits)):
         graph.tensors[index].name = name.encode()
 

@@ -205,14 +205,12 @@ def _lower(program: Program, delegate: Delegate) -> Any:
 
 def _adapted(program: Program, delegate: Delegate) -> Program:
     """The program with the module that the delegate wants."""
-    from tinyvit_edge.exporters._executorch_form import HalfCompute, HalfStorage, flatten_rows
+    from tinyvit_edge.exporters._executorch_form import HalfCompute, HalfStorage
 
     half = program.precision.weights == "float16"
     if delegate == "xnnpack":
         if half:
             return replace(program, module=HalfCompute(program.module))
-        if program.precision.activations == "dynamic":
-            return replace(program, module=flatten_rows(program.module))
     elif delegate == "portable" and half:
         return replace(program, module=HalfStorage(program.module))
     return program

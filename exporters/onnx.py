@@ -6,7 +6,7 @@
                  kernels to compute in half.
 ``w8-dynamic``   DynamicQuantizeLinear and MatMulInteger for Linear layers; uint8 activations with
                  one range a tensor.
-``w8``           DequantizeLinear behind int8 weights; float32 arithmetic.
+``w8``           Cast and Mul behind int8 weights, folded likewise; float32 arithmetic.
 ``w8a8``         QuantizeLinear and DequantizeLinear around Linear layers and convolutions; uint8
                  activations, int8 weights, int32 biases. Linear layers give float32: rounding their
                  results to 8 bits would cost time here, where no kernel asks for it.
@@ -27,9 +27,11 @@ from tinyvit_edge.exporters._onnx_audit import audit
 from tinyvit_edge.exporters._onnx_file import (
     describe,
     own_zero_points,
+    share_constants,
     store_biases,
     store_halves,
     strip,
+    widen_at_load,
 )
 from tinyvit_edge.exporters._onnx_profile import OPSET, check, inferred
 from tinyvit_edge.exporters._quiet import first_line, quiet_converter
@@ -65,14 +67,16 @@ class OnnxExporter:
 
     @property
     def form(self) -> FormOptions:
-        """Native LayerNorm, which is one kernel; one run-time range a tensor, as
-        DynamicQuantizeLinear takes it; QGemm gives float32. Its int8
-        convolutions, with the conversions around them, take as long as its float ones.
+        """Native LayerNorm, which is one kernel; attention biases by offset, because the runtime
+        folds the gather when it loads the file; one run-time range a tensor, as
+        DynamicQuantizeLinear takes it; QGemm gives float32. Its int8 convolutions, with the
+        conversions around them, take as long as its float ones.
         """
         from tinyvit_edge.deployment import FormOptions
 
         return FormOptions(
             layer_norm="native",
+            attention_bias="gathered",
             dynamic_range="tensor",
             linear_outputs="float",
             float_conv_cost=0.0,
@@ -87,6 +91,8 @@ class OnnxExporter:
         """
         model = _convert(program)
         strip(model)
+        share_constants(model)
+        widen_at_load(model)
         own_zero_points(model)
         if program.precision.activations == "static":
             store_biases(model)

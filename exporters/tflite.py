@@ -72,7 +72,7 @@ class TfliteExporter:
         """Deployment form: XNNPACK quantizes a run-time range per token."""
         from tinyvit_edge.deployment import FormOptions
 
-        return FormOptions(dynamic_range="token", requantize_weights=True)
+        return FormOptions(half_biases="int8", dynamic_range="token", requantize_weights=True)
 
     def export(self, program: Program, path: Path) -> Exported:
         """Write ``program`` as a ``.tflite`` file with input ``image`` and output ``logits``."""
@@ -194,8 +194,6 @@ def _apply_precision(model: Any, program: Program) -> None:
     from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
 
     precision = program.precision
-    if precision.weights == "float16":
-        rewrites.store_half(model)
     if precision.activations == "static":
         rewrites.restore_float_compute(model)
         rewrites.restore_float_io(model)
@@ -214,6 +212,8 @@ def _apply_precision(model: Any, program: Program) -> None:
         if isinstance(table, Int8AttentionBias)
     }
     rewrites.store_int8_tables(model, tables)
+    if precision.weights == "float16":
+        rewrites.store_half(model)
 
 
 def _check(model: Any, program: Program) -> None:

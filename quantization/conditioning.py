@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import Attention, DeploymentForm, LinearStandardise, Mlp, Standardise
+from tinyvit_edge.deployment import Attention, DeploymentForm, Mlp
 from tinyvit_edge.errors import DataError, InputError
+from tinyvit_edge.folding import LinearStandardise, Standardise
 from tinyvit_edge.quantization.hooks import attached
 
 __all__ = ["apply_factors", "conditioned_norms", "factors_of"]

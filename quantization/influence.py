@@ -79,15 +79,22 @@ def logit_errors(
 
 def _errors(x: Tensor, gradient: Tensor, tried: Sequence[QuantParams]) -> Tensor:
     """Squared errors summed over a batch, one a candidate; `x` and `gradient` are (B, ...)."""
-    found = []
-    for params in tried:
-        low, high = ((end - params.zero_point) * params.scale for end in (-128, 127))
-        rounded = torch.fake_quantize_per_tensor_affine(
-            x, params.scale, params.zero_point, -128, 127
-        )
-        moved = ((rounded - x) * gradient).flatten(1)  # (B, n)
-        clipped = ((x < low) | (x > high)).flatten(1)
-        apart = moved.masked_fill(clipped, 0.0).square().sum(1, dtype=torch.float64)  # (B,)
-        together = moved.masked_fill(~clipped, 0.0).sum(1, dtype=torch.float64).square()
-        found.append((apart + together).sum())
-    return torch.stack(found)
+    # image by image, so that what one candidate needs of memory stays near the processor
+    errors = []
+    for image, slope in zip(x.flatten(1), gradient.flatten(1), strict=True):  # (n,) each
+        ends = tuple(float(end) for end in torch.aminmax(image))
+        errors.append([_error(image, slope, params, ends) for params in tried])
+    return torch.tensor(errors, dtype=torch.float64).sum(0)
+
+
+def _error(x: Tensor, gradient: Tensor, params: QuantParams, ends: tuple[float, ...]) -> float:
+    """Squared error of one image's tensor (n,), of that minimum and maximum, for one candidate."""
+    low, high = ((end - params.zero_point) * params.scale for end in (-128, 127))
+    moved = torch.fake_quantize_per_tensor_affine(x, params.scale, params.zero_point, -128, 127)
+    moved.sub_(x).mul_(gradient)
+    together = 0.0
+    if ends[0] < low or ends[1] > high:  # most candidates clip nothing of most images
+        clipped = (x < low) | (x > high)
+        together = float(torch.where(clipped, moved, 0.0).sum(dtype=torch.float64)) ** 2
+        moved = torch.where(clipped, 0.0, moved)
+    return float(moved.square_().sum(dtype=torch.float64)) + together

@@ -71,6 +71,7 @@ def quantize(
     dynamic_range: Literal["token", "tensor"] = "token",
     requantize_weights: bool = False,
     linear_outputs: Literal["int8", "float"] = "int8",
+    half_biases: Literal["float16", "int8"] = "float16",
 ) -> nn.Module:
     """Copy a float deployment form at a precision.
 
@@ -84,16 +85,18 @@ def quantize(
         requantize_weights: give the graph float weights on the int8 grid and a quantize
             operator, for converters that fold the two themselves.
         linear_outputs: what static int8 Linear layers give.
+        half_biases: how ``fp16`` stores attention biases.
 
     Raises:
         InputError: ranges or rounded weights are needed and missing, for all layers or for one.
     """
     module = deepcopy(module)
+    if precision.quantized or (precision.weights, half_biases) == ("float16", "int8"):
+        replace_layers(module, _int8_attention_bias)
     if precision.weights == "float16":
         return _round_to_half(module)
     if not precision.quantized:
         return module
-    replace_layers(module, _int8_attention_bias)
     if precision.coded:
         return _with_codes(module, precision, coded)
     if precision.calibrated and calibration is None:

@@ -21,7 +21,7 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import AttentionBias
+from tinyvit_edge.deployment import AttentionBias, expand_biases
 
 __all__ = [
     "DynamicLinear",
@@ -236,21 +236,27 @@ class Int8AttentionBias(nn.Module):
     """
 
     values: Tensor
+    index: Tensor | None
 
     def __init__(self, bias: AttentionBias) -> None:
         super().__init__()
         rows = bias.values.reshape(1, -1)
         quantized, scale = quantize_weight(rows)
         self.register_buffer("values", quantized.reshape(bias.values.shape))
+        self.register_buffer("index", bias.index)
         self.scale = float(scale)
 
-    def forward(self) -> Tensor:
-        """Give (heads, N, N) float32."""
+    def dequantized_values(self) -> Tensor:
+        """Float32 values on the int8 grid, in the shape of the integers."""
         # per tensor, because ExecuTorch has no kernel for constants per channel
         out: Tensor = _ops.dequantize_per_tensor.default(
             self.values, self.scale, 0, -_WEIGHT_MAX, _WEIGHT_MAX, torch.int8
         )
         return out
+
+    def forward(self) -> Tensor:
+        """Give (heads, N, N) float32."""
+        return expand_biases(self.dequantized_values(), self.index)
 
 
 def dequantized(module: nn.Module) -> nn.Module:
@@ -267,7 +273,7 @@ def dequantized(module: nn.Module) -> nn.Module:
 
 def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, Int8AttentionBias):
-        return AttentionBias(layer())
+        return AttentionBias(layer.dequantized_values(), layer.index)
     if not isinstance(layer, (DynamicLinear, WeightOnlyLayer)):
         return None
     weight = layer.dequantized_weight()

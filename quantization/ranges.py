@@ -6,6 +6,7 @@ hurts more differs from tensor to tensor, so `tinyvit_edge.quantization.influenc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,12 +49,19 @@ class Histogram:
     @property
     def centres(self) -> _Counts:
         """The middle of every bin (BINS,)."""
-        return np.linspace(self.low, self.high, 2 * BINS + 1, dtype=np.float64)[1::2]
+        return _centres(self.low, self.high)
 
     @property
     def width(self) -> float:
         """Of a bin."""
         return (self.high - self.low) / BINS
+
+
+@functools.lru_cache(maxsize=1)  # a rule asks for those of one histogram hundreds of times
+def _centres(low: float, high: float) -> _Counts:
+    centres = np.linspace(low, high, 2 * BINS + 1, dtype=np.float64)[1::2]
+    centres.flags.writeable = False
+    return centres
 
 
 def _min_max(seen: Histogram) -> QuantParams:

@@ -178,6 +178,7 @@ def _quantized_program(
         coded=_rounded(float_module, row, [images]) if row.coded else None,
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
+        half_biases=form.half_biases,
         linear_outputs=form.linear_outputs,
     )
     return Program(

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.configuration import TinyVitConfig
-from tinyvit_edge.deployment import (
-    FormOptions,
+from tinyvit_edge.deployment import FormOptions, deployment_form
+from tinyvit_edge.errors import InputError
+from tinyvit_edge.folding import (
     LinearStandardise,
     Standardise,
-    deployment_form,
     fold_batch_norm,
     fold_layer_norm,
     split_qkv,
 )
-from tinyvit_edge.errors import InputError
 from tinyvit_edge.layers import ConvNorm
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.program import Program

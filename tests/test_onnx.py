@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,32 @@ def test_runs_as_the_torch_program(
         assert sqnr_db(built.torch_logits(image), logits) >= MIN_SQNR_DB[precision]
 
 
+def test_biases_of_zeros_are_kept(
+    small_model: nn.Module,
+    quantized_program: Callable[..., Program],
+    images: list[Tensor],
+    sqnr_db: Sqnr,
+    tmp_path: Path,
+) -> None:
+    """Oracle: the program in torch; torch's own exporter leaves such biases out of the graph."""
+    model = deepcopy(small_model)
+    layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.LayerNorm))]
+    with torch.no_grad():
+        for layer in layers:
+            assert layer.bias is not None
+            layer.bias.zero_()
+    program = quantized_program(model, "w8a8", OnnxExporter().form)
+    OnnxExporter().export(program, tmp_path / "model.onnx")
+    run = OnnxExporter().load(tmp_path / "model.onnx", threads=1)
+    with torch.inference_mode():
+        expected = torch.cat([program.module(image) for image in images])
+    found = torch.cat([torch.from_numpy(run(image.numpy())) for image in images])
+    assert sqnr_db(expected, found) >= MIN_SQNR_DB["w8a8"]
+    gemms = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "Gemm"]
+    assert gemms
+    assert all(len(node.input) == 3 for node in gemms)
+
+
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_integer_kernels_are_exact(kind: str, tmp_path: Path) -> None:
     """Oracle: torch. A bias on the int32 grid leaves nothing to round but ties."""
@@ -159,15 +186,15 @@ def test_w8_dynamic_runs_in_integer_kernels(build: Build, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> None:
-    """Oracle: the file. An int8 weight goes into its layer with no node but DequantizeLinear."""
+    """Oracle: the file. An int8 weight goes into its layer with no node but one that widens it."""
     graph = build(precision).model().graph
     int8 = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims}
     users = [node for node in graph.node if int8 & set(node.input)]
-    biases = {node.output[0] for node in users if "attention.bias" in node.input[0]}
-    added = [node.op_type for node in graph.node if biases & set(node.input)]
-    assert added == BLOCKS * ["Add"]
-    layers = {node.op_type for node in users if node.output[0] not in biases}
-    assert layers == {"MatMulInteger" if precision == "w8-dynamic" else "DequantizeLinear"}
+    biases = [node.op_type for node in users if "attention.bias" in node.input[0]]
+    assert biases == BLOCKS * ["Cast"]
+    layers = {node.op_type for node in users if "attention.bias" not in node.input[0]}
+    widening = {"w8-dynamic": "MatMulInteger", "w8": "Cast"}
+    assert layers == {widening.get(precision, "DequantizeLinear")}
     activations = {
         graph_type.type.tensor_type.elem_type
         for graph_type in graph.value_info
@@ -176,6 +203,26 @@ def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> No
         and node.output[0] == graph_type.name
     }
     assert activations == (set() if precision == "w8" else {onnx.TensorProto.UINT8})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *QUANTIZED])
+def test_the_runtime_widens_constants_when_it_loads_them(
+    precision: str, build: Build, tmp_path: Path
+) -> None:
+    """Oracle: the graph that ONNX Runtime runs. No node in it has constants alone for inputs, but
+    for the weights that integer kernels take as they are.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # a saved graph is for this machine alone, it warns
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(build(precision).path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    constants = {tensor.name for tensor in graph.initializer}
+    assert len(constants) > BLOCKS
+    repeated = [node.op_type for node in graph.node if set(node.input) <= constants]
+    assert repeated == []
 
 
 def test_biases_are_int32_beside_int8(build: Build) -> None:

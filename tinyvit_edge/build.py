@@ -29,16 +29,20 @@ from tinyvit_edge.quantization.moments import Moments
 from tinyvit_edge.worker import TargetProcess
 
 __all__ = [
+    "GOLDENS",
     "Built",
     "Cell",
     "Source",
+    "audit_of",
     "build",
     "goldens_from",
     "goldens_of",
+    "ranges_of",
     "reopen",
 ]
 
-_GOLDENS = 3
+GOLDENS = 3
+"""Photos of the data set that a bundle carries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +109,7 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
         ConversionError: the converter failed or crashed; an earlier bundle stays as it was.
     """
     target, root = cell.exporter, out / cell.name
-    calibration = source.calibration if cell.precision.calibrated else None
-    if calibration is not None:
-        calibration = calibration.on(cell.target)
-        if not cell.precision.mixed:
-            calibration = replace(calibration, left_float=None)
+    calibration = ranges_of(cell, source.calibration)
     program = build_program(
         source.checkpoint,
         cell.precision,
@@ -122,7 +122,7 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
         start = time.perf_counter()
         exported = process.export(program, artifact)
         seconds = time.perf_counter() - start
-        audit = _audit(process, artifact)
+        audit = audit_of(process, artifact)
         write_bundle(
             folder,
             target=target,
@@ -149,7 +149,16 @@ def build(cell: Cell, source: Source, out: Path, process: TargetProcess) -> tupl
     return built, program
 
 
-def _audit(process: TargetProcess, artifact: Path) -> Audit | None:
+def ranges_of(cell: Cell, calibration: Calibration | None) -> Calibration | None:
+    """The part of a calibration that a cell is made by; None where it needs none."""
+    if calibration is None or not cell.precision.calibrated:
+        return None
+    mine = calibration.on(cell.target)
+    return mine if cell.precision.mixed else replace(mine, left_float=None)
+
+
+def audit_of(process: TargetProcess, artifact: Path) -> Audit | None:
+    """What a file holds; None where it can be read on its own platform only."""
     try:
         return process.audit(artifact)
     except UnsupportedError:
@@ -172,7 +181,7 @@ def _with_artifact_logits(
 
 def goldens_of(checkpoint: Checkpoint, dataset: ImageDataset) -> tuple[GoldenImage, ...]:
     """Three golden images of a data set, with the float32 reference logits."""
-    samples = dataset.subset(_GOLDENS).samples
+    samples = dataset.subset(GOLDENS).samples
     photos = [(_golden_name(sample.path, dataset.root), decode(sample.path)) for sample in samples]
     return goldens_from(checkpoint, photos)
 

@@ -44,11 +44,20 @@ if TYPE_CHECKING:
     from tinyvit_edge.quantization.moments import Moments
     from tinyvit_edge.types import FloatArray
 
-__all__ = ["Bundle", "GoldenImage", "golden_images", "read_bundle", "write_bundle"]
+__all__ = [
+    "NOT_SHIPPED",
+    "Bundle",
+    "GoldenImage",
+    "golden_images",
+    "read_bundle",
+    "write_bundle",
+]
 
 _SCHEMA_VERSION = 1
 _GOLDEN_SIDE = 512
 _CODED, _TUNED = "rounded.safetensors", "tuned.safetensors"
+NOT_SHIPPED = (_CODED, _TUNED)
+"""What is there to make the bundle again, and of no use to an app."""
 _DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyvit_edge.cli_apps import register as register_apps
 from tinyvit_edge.cli_common import (
     CalibImagesOption,
     DataOption,
@@ -23,6 +24,7 @@ from tinyvit_edge.cli_common import (
     names,
     preset_name,
 )
+from tinyvit_edge.cli_lint import register as register_lint
 from tinyvit_edge.cli_measure import register as register_measuring
 from tinyvit_edge.cli_measure import show_facts
 from tinyvit_edge.cli_quantize import register as register_quantizing
@@ -101,6 +103,9 @@ def deploy(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time; default: cores, at most 4.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make anew what an earlier run to --out left, too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be built, and build nothing.")
     ] = False,
@@ -129,6 +134,7 @@ def deploy(
         image_size=image_size,
         preprocessing=preset_name(preprocessing),
         jobs=jobs,
+        fresh=fresh,
         command=command_line(),
     )
     if dry_run:
@@ -245,13 +251,18 @@ def export(
         str | None,
         typer.Option(help="coreml: iOS15 to iOS18; default: iOS17, or what the precision needs."),
     ] = None,
+    lint: Annotated[
+        bool, typer.Option("--lint", help="Say what speaks against it on GPUs and NPUs.")
+    ] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Convert one checkpoint for one target, as a bundle."""
+    from tinyvit_edge.cli_lint import show_findings
     from tinyvit_edge.console import make_display
     from tinyvit_edge.export import ExportRequest
     from tinyvit_edge.export import export as run
+    from tinyvit_edge.lint import lint_bundle
 
     options: dict[str, str | None] = {
         "delegate": delegate,
@@ -273,8 +284,11 @@ def export(
         command=command_line(),
     )
     facts = run(request, display=make_display(quiet=quiet))
-    if emit(facts, json):
+    findings = lint_bundle(Path(facts["bundle"])) if lint else ()
+    judged = {"lint": [one.to_dict() for one in findings]} if lint else {}
+    if emit(facts | judged, json):
         show_facts(facts)
+        show_findings(findings)
 
 
 @app.command()
@@ -301,4 +315,6 @@ def doctor(json: JsonOption = None) -> None:
 
 register_quantizing(app)
 register_measuring(app)
+register_lint(app)
+register_apps(app)
 register_training(app)

@@ -135,7 +135,10 @@ def evaluate(
 
 def report(
     path: Annotated[
-        Path, typer.Argument(help="report.json, the folder it is in, or the folder of a training.")
+        Path,
+        typer.Argument(
+            help="report.json, the folder it is in, the folder of a training, or an app's report."
+        ),
     ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a GitHub table.")] = False,
     html: Annotated[
@@ -144,7 +147,13 @@ def report(
     json: JsonOption = None,
 ) -> None:
     """Show a report again, and exit as the run that wrote it did; or the curves of a training."""
+    from tinyvit_edge.device_report import is_device_report
     from tinyvit_edge.training.log import is_run
+
+    if is_device_report(path):
+        if html is not None:
+            raise InputError("--html is for reports of deploy; an app's has --markdown and --json")
+        _report_device(path, json)
 
     if is_run(path):
         if markdown:
@@ -166,6 +175,15 @@ def report(
             typer.echo(render_markdown(loaded))
         else:
             render_table(loaded, Console())
+    raise typer.Exit(loaded.exit_code)
+
+
+def _report_device(path: Path, json: str | None) -> None:
+    from tinyvit_edge.device_report import read_device_report, render_lines
+
+    loaded = read_device_report(path)
+    if emit(dict(loaded.data), json):
+        typer.echo("\n".join(render_lines(loaded)))  # Markdown that reads well in a terminal, too
     raise typer.Exit(loaded.exit_code)
 
 

@@ -7,8 +7,10 @@ static shapes. Each step is exact in real arithmetic:
 2. LayerNorm's scale and shift are folded into the Linear layers that consume it, so every target
    quantizes the same tensor there.
 3. q, k and v are three Linear layers (no Split), and the attention scale is folded into q.
-4. Attention biases are gathered once into (heads, N, N) buffers (no GatherND).
-5. Windows are cut and joined with tensors of rank 4 at most.
+4. Attention biases are (heads, N, N) constants, or gathered from one a target's runtime folds.
+5. Windows are cut and joined with tensors of rank 4 at most. Tokens are rows (B * L, C) between
+   convolutions: a Linear layer takes rows without a reshape, and after a convolution ExecuTorch
+   takes every tensor of rank 4 for an image, and turns its layout back and forth.
 6. Attention is two 3-D batched products and a softmax (no fused attention, no expand).
 
 What a target wants to be different is a field of `FormOptions`, not another copy of the model.
@@ -16,6 +18,7 @@ What a target wants to be different is a field of `FormOptions`, not another cop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvit_edge.errors import InputError
+from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm, split_qkv
 
 if TYPE_CHECKING:
     from tinyvit_edge.modeling import TinyVitForImageClassification
@@ -41,6 +45,12 @@ class FormOptions:
     layer_norm: Literal["native", "linear"] = "native"
     """``linear``: mean and variance as products with a constant row, which XNNPACK delegates;
     its own LayerNorm stays outside the delegate."""
+    attention_bias: Literal["expanded", "gathered"] = "expanded"
+    """``gathered``: the file holds a bias for every offset, and an index; for runtimes that
+    expand constants when they load a file. No mobile delegate takes a gather."""
+    half_biases: Literal["float16", "int8"] = "float16"
+    """How ``fp16`` stores attention biases; int8 is worth a tenth of the file, and rounds less
+    than float16 arithmetic does."""
     dynamic_range: Literal["token", "tensor"] = "token"
     """What one run-time activation range covers in this target's dynamic kernels."""
     requantize_weights: bool = False
@@ -129,6 +139,7 @@ class Stage(nn.Module):
         options: FormOptions,
     ) -> None:
         super().__init__()
+        self.resolution = resolution
         self.convolutional = index == 0
         if self.convolutional:
             blocks: list[nn.Module] = [MBConv(block, act) for block in stage.layers]
@@ -147,8 +158,7 @@ class Stage(nn.Module):
         if self.convolutional:
             x = self.blocks(x)  # (B, C, H, W)
         else:
-            x = self.blocks(x.permute(0, 2, 3, 1))  # (B, H, W, C)
-            x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
+            x = to_map(self.blocks(to_rows(x)), self.resolution)  # (B, C, H, W)
         out: Tensor = self.downsample(x)  # (B, C', H', W')
         return out
 
@@ -196,43 +206,55 @@ class Block(nn.Module):
         self.mlp = Mlp(block.mlp, act, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x + self._attend(x)  # (B, H, W, C)
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H, W, C)
-        out: Tensor = x + self.mlp(x)  # (B, H, W, C)
+        """Map rows (B * H * W, C) to the same shape."""
+        x = x + self._attend(x)  # (B * H * W, C)
+        x = to_rows(self.local_conv(to_map(x, self.resolution)))  # (B * H * W, C)
+        out: Tensor = x + self.mlp(x)  # (B * H * W, C)
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
-        (height, width), w = self.resolution, self.window
-        batch, channels = x.shape[0], x.shape[3]
+        (height, width), w, channels = self.resolution, self.window, x.shape[1]
         if (height, width) == (w, w):
-            whole: Tensor = self.attention(x.reshape(batch, w * w, channels))
-            return whole.reshape(x.shape)
+            whole: Tensor = self.attention(x)
+            return whole
         rows, columns = -(-height // w), -(-width // w)
         padded_height, padded_width = rows * w, columns * w
         padded = (padded_height, padded_width) != (height, width)
         if padded:
+            x = x.reshape(-1, height, width, channels)
             x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        x = x.reshape(batch * rows, w, columns, w * channels).transpose(1, 2)
-        x = x.reshape(batch * rows * columns, w * w, channels)  # (windows, N, C)
-        x = self.attention(x)  # (windows, N, C)
-        x = x.reshape(batch * rows, columns, w, w * channels).transpose(1, 2)
-        x = x.reshape(batch, padded_height, padded_width, channels)  # (B, pH, pW, C)
-        return x[:, :height, :width] if padded else x
+        x = x.reshape(-1, w, columns, w * channels).transpose(1, 2)  # (B*rows, columns, w, w*C)
+        x = self.attention(x.reshape(-1, channels))  # (windows * N, C)
+        x = x.reshape(-1, columns, w, w * channels).transpose(1, 2)  # (B*rows, w, columns, w*C)
+        if padded:
+            x = x.reshape(-1, padded_height, padded_width, channels)[:, :height, :width]
+        return x.reshape(-1, channels)
 
 
 class AttentionBias(nn.Module):
     """Attention biases, one for every pair of tokens of a window."""
 
     values: Tensor
+    """(heads, N, N) or, where there is an index, (heads, offsets)."""
+    index: Tensor | None
+    """(N * N,) int32: the offset of each pair."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, index: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("values", values)
+        self.register_buffer("index", index)
 
     def forward(self) -> Tensor:
         """Give (heads, N, N)."""
-        return self.values
+        return expand_biases(self.values, self.index)
+
+
+def expand_biases(values: Tensor, index: Tensor | None) -> Tensor:
+    """Give the biases (heads, N, N) of an `AttentionBias`'s values."""
+    if index is None:
+        return values
+    tokens = math.isqrt(len(index))
+    return values.index_select(1, index).reshape(-1, tokens, tokens)
 
 
 class Attention(nn.Module):
@@ -240,33 +262,53 @@ class Attention(nn.Module):
 
     def __init__(self, attention: Any, options: FormOptions) -> None:
         super().__init__()
-        self.heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.heads: int = attention.num_heads
+        self.head_dim: int = attention.head_dim
         q, k, v = split_qkv(attention.qkv, self.heads)
         q.weight.mul_(attention.scale)
         q.bias.mul_(attention.scale)
         self.norm, (self.q, self.k, self.v) = fold_layer_norm(attention.norm, (q, k, v), options)
         self.proj = copy_linear(attention.proj)
-        table = attention.attention_biases.detach()  # (heads, offsets)
-        self.bias = AttentionBias(table[:, attention.attention_bias_idxs].clone())
+        table = attention.attention_biases.detach().clone()  # (heads, offsets)
+        index = attention.attention_bias_idxs  # (N, N)
+        self.tokens = len(index)
+        gathered = options.attention_bias == "gathered"
+        self.bias = (
+            AttentionBias(table, index.flatten().int())
+            if gathered
+            else AttentionBias(table[:, index])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (windows, N, C) to (windows, N, C)."""
-        windows, tokens, _ = x.shape
-        x = self.norm(x)  # (W, N, C)
+        """Map rows (windows * N, C) to the same shape."""
+        x = self.norm(x)
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # (W*h, N, d)
-        scores = torch.bmm(q, k.transpose(1, 2))  # (W*h, N, N)
-        scores = scores.reshape(windows, self.heads, tokens, tokens) + self.bias()
-        weights = scores.softmax(-1).reshape(windows * self.heads, tokens, tokens)
-        x = torch.bmm(weights, v)  # (W*h, N, d)
-        x = x.reshape(windows, self.heads, tokens, self.head_dim).transpose(1, 2)
-        x = x.reshape(windows, tokens, self.heads * self.head_dim)  # (W, N, C)
-        out: Tensor = self.proj(x)
+        scores = self._biased(torch.bmm(q, k.transpose(1, 2)))  # (W*h, N, N)
+        heads = torch.bmm(scores.softmax(-1), v)  # (W*h, N, d)
+        out: Tensor = self.proj(self._rows(heads))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        windows, tokens, _ = x.shape
-        x = x.reshape(windows, tokens, self.heads, self.head_dim).transpose(1, 2)
-        return x.reshape(windows * self.heads, tokens, self.head_dim)
+        """Map (W*N, h*d) to (W*h, N, d). One window needs no axis for it."""
+        if len(x) == self.tokens:
+            return x.reshape(self.tokens, self.heads, self.head_dim).transpose(0, 1)
+        x = x.reshape(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
+        return x.reshape(-1, self.tokens, self.head_dim)
+
+    def _biased(self, scores: Tensor) -> Tensor:
+        """Add the biases to (W*h, N, N)."""
+        if len(scores) == self.heads:
+            biased: Tensor = scores + self.bias()
+            return biased
+        windows: Tensor = scores.reshape(-1, self.heads, self.tokens, self.tokens) + self.bias()
+        return windows.reshape(scores.shape)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Map (W*h, N, d) to (W*N, h*d)."""
+        if len(x) == self.heads:
+            return x.transpose(0, 1).reshape(self.tokens, -1)
+        x = x.reshape(-1, self.heads, self.tokens, self.head_dim).transpose(1, 2)
+        return x.reshape(-1, self.heads * self.head_dim)
 
 
 class Mlp(nn.Module):
@@ -279,110 +321,19 @@ class Mlp(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
+        """Map (..., C) to (..., C)."""
         out: Tensor = self.fc2(self.act(self.fc1(self.norm(x))))
         return out
 
 
-class _Norm(nn.Module):
-    """LayerNorm without scale and shift, but for factors that conditioning may have put there."""
-
-    factor: Tensor | None
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.channels, self.eps = channels, eps
-        self.register_buffer("factor", None)
-
-    def divide(self, by: Tensor) -> None:
-        """Divide the output's channels by (C,) float64; whoever consumes them multiplies."""
-        before = torch.ones_like(by) if self.factor is None else self.factor.double()
-        self.factor = (before / by).float()
+def to_rows(x: Tensor) -> Tensor:
+    """Map (B, C, H, W) to (B * H * W, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-class Standardise(_Norm):
-    """As the runtime's own operator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
-        return F.layer_norm(x, (self.channels,), weight=self.factor, eps=self.eps)
-
-
-class LinearStandardise(_Norm):
-    """From operators that XNNPACK delegates."""
-
-    average: Tensor
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__(channels, eps)
-        self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
-        centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
-        variance = F.linear(centred * centred, self.average)  # (..., 1)
-        standard = centred * torch.rsqrt(variance + self.eps)
-        return standard if self.factor is None else standard * self.factor
-
-
-def fold_layer_norm(
-    norm: nn.LayerNorm, consumers: tuple[nn.Linear, ...], options: FormOptions
-) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
-    """Move a LayerNorm's scale and shift into the Linear layers that consume it.
-
-    W (g * z + b) + c = (W diag(g)) z + (W b + c), computed in float64.
-    """
-    kind = LinearStandardise if options.layer_norm == "linear" else Standardise
-    scale, shift = norm.weight.double(), norm.bias.double()
-    folded = []
-    for linear in consumers:
-        weight = linear.weight.double()  # (out, in)
-        bias = weight @ shift + linear.bias.double()  # (out,)
-        folded.append(_linear(weight * scale, bias))
-    return kind(norm.normalized_shape[-1], norm.eps), tuple(folded)
-
-
-def fold_batch_norm(conv_norm: Any) -> nn.Conv2d:
-    """Fold a BatchNorm's running statistics and affine map into the convolution before it."""
-    conv, bn = conv_norm.convolution, conv_norm.batch_norm
-    factor = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)  # (out,)
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    )
-    folded.weight.copy_(conv.weight.double() * factor[:, None, None, None])
-    assert folded.bias is not None
-    folded.bias.copy_(bn.bias.double() - bn.running_mean.double() * factor)
-    return folded
-
-
-def split_qkv(qkv: nn.Linear, heads: int) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Split a fused projection, whose rows are [q | k | v] within each head."""
-    weight = qkv.weight.detach()
-    weights = weight.reshape(heads, 3, -1, weight.shape[1])  # (h, 3, d, C)
-    biases = qkv.bias.detach().reshape(heads, 3, -1)  # (h, 3, d)
-    q, k, v = (
-        _linear(weights[:, i].reshape(-1, weight.shape[1]), biases[:, i].reshape(-1))
-        for i in range(3)
-    )
-    return q, k, v
-
-
-def copy_linear(linear: nn.Linear) -> nn.Linear:
-    """Copy a Linear layer."""
-    return _linear(linear.weight.detach(), linear.bias.detach())
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
-    return linear
+def to_map(x: Tensor, resolution: tuple[int, int]) -> Tensor:
+    """Map (B * H * W, C) to (B, C, H, W)."""
+    return x.reshape(-1, *resolution, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _halve(size: tuple[int, int]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinyvit_edge.checkpoint import PresetName
     from tinyvit_edge.console import QuietDisplay
     from tinyvit_edge.modeling import TinyVitForImageClassification
+    from tinyvit_edge.pixels import Pixels
     from tinyvit_edge.preprocessing import Preprocessing
     from tinyvit_edge.types import FloatArray
 
@@ -29,6 +30,7 @@ __all__ = [
     "artifact_logits",
     "evaluate_accuracy",
     "labels_of",
+    "logits_of_pixels",
     "reference_logits",
     "reference_module",
     "sample_images",
@@ -68,8 +70,22 @@ def reference_logits(
     progress: Progress = _silent,
 ) -> FloatArray:
     """Logits (n, classes) of every image, by a PyTorch module in eval mode."""
+    batches = (images for images, _ in load_batches(dataset, preprocessing, BATCH_SIZE))
+    return _module_logits(module, batches, progress)
+
+
+def logits_of_pixels(
+    module: nn.Module, pixels: Pixels, *, progress: Progress = _silent
+) -> FloatArray:
+    """The same as `reference_logits` of images that were decoded before."""
+    return _module_logits(module, pixels.batches(BATCH_SIZE), progress)
+
+
+def _module_logits(
+    module: nn.Module, batches: Iterable[FloatArray], progress: Progress
+) -> FloatArray:
     chunks = []
-    for images, _ in load_batches(dataset, preprocessing, BATCH_SIZE):
+    for images in batches:
         with torch.inference_mode():
             chunks.append(module(torch.from_numpy(images)).numpy())
         progress(len(images))
@@ -84,9 +100,12 @@ def artifact_logits(
     *,
     options: Mapping[str, Any] | None = None,
     threads: int = 1,
+    pixels: Pixels | None = None,
     progress: Progress = _silent,
 ) -> FloatArray:
     """Logits (n, classes) of every image, by a saved artifact in a process of its own.
+
+    Where `pixels` holds the data set's images by the same contract, the process reads them there.
 
     Raises:
         ConversionError: the runtime crashed.
@@ -95,6 +114,11 @@ def artifact_logits(
     chunks = []
     with TargetProcess(target, options=options, threads=threads) as process:
         process.load(artifact)
+        if pixels is not None:
+            for start in range(0, len(pixels), BATCH_SIZE):
+                chunks.append(process.classify(pixels, start, start + BATCH_SIZE))
+                progress(len(chunks[-1]))
+            return np.concatenate(chunks)
         for images, _ in load_batches(dataset, preprocessing, BATCH_SIZE):
             chunks.append(process.run(images))
             progress(len(images))

@@ -98,6 +98,7 @@ def build_program(
         dynamic_range=form.dynamic_range,
         requantize_weights=form.requantize_weights,
         linear_outputs=form.linear_outputs,
+        half_biases=form.half_biases,
     )
     return Program(
         module=module,

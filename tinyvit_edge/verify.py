@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tinyvit_edge.data import ImageDataset
     from tinyvit_edge.exporters import Exporter
     from tinyvit_edge.gates import Sensitivity
+    from tinyvit_edge.pixels import Pixels
     from tinyvit_edge.preprocessing import Preprocessing
     from tinyvit_edge.program import Program
     from tinyvit_edge.types import FloatArray
@@ -111,6 +112,7 @@ def verify(
     preprocessing: Preprocessing,
     *,
     out: Path,
+    pixels: Pixels | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verified:
     """Run a bundle's artifact on every image and judge it; the row has no latency yet.
@@ -121,6 +123,7 @@ def verify(
         yardstick: the float32 reference.
         preprocessing: the contract that the bundle carries.
         out: folder that paths in the row are relative to.
+        pixels: the data set's images by that contract, where they were decoded before.
         progress: called with the number of images done.
 
     Raises:
@@ -133,6 +136,7 @@ def verify(
         yardstick.dataset,
         preprocessing,
         options=cell.options,
+        pixels=pixels,
         progress=progress,
     )
     parity = logits[yardstick.parity_rows()]

@@ -32,6 +32,7 @@ from tinyvit_edge.errors import ConversionError, TinyVitEdgeError
 from tinyvit_edge.exporters import Audit, Exported, Exporter, Runner, exporter
 
 if TYPE_CHECKING:
+    from tinyvit_edge.pixels import Pixels
     from tinyvit_edge.program import Program
     from tinyvit_edge.types import FloatArray
 
@@ -142,6 +143,11 @@ class TargetProcess:
         logits: FloatArray = self._call("run", images)
         return logits
 
+    def classify(self, pixels: Pixels, start: int, stop: int) -> FloatArray:
+        """Logits (rows, classes) of the images from `start` to before `stop`, one at a time."""
+        logits: FloatArray = self._call("classify", pixels, start, stop)
+        return logits
+
     def time(self, image: FloatArray, runs: int) -> Timing:
         """Time consecutive runs of one normalised image (1, 3, S, S)."""
         timing: Timing = self._call("time", image, runs)
@@ -207,6 +213,9 @@ class _Server:
         import numpy as np
 
         return np.concatenate([self._runner(image[None]) for image in images])
+
+    def classify(self, pixels: Pixels, start: int, stop: int) -> FloatArray:
+        return self.run(pixels.tensors(start, stop))
 
     def time(self, image: FloatArray, runs: int) -> Timing:
         walls = []

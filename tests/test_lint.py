@@ -1,0 +1,171 @@
+"""What speaks against an artifact on phones' GPUs and NPUs, read from the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from executorch_samples import Written
+from onnx_samples import Build
+from tinyvit_edge.errors import InputError
+from tinyvit_edge.exporters import TARGETS
+from tinyvit_edge.exporters import _tflite_file as tflite_file
+from tinyvit_edge.exporters._quiet import quiet_converter
+from tinyvit_edge.exporters.executorch import ExecuTorchExporter
+from tinyvit_edge.lint import LINTERS, Finding, lint, lint_bundle
+
+onnx = pytest.importorskip("onnx")
+with quiet_converter():
+    ct = pytest.importorskip("coremltools")
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+
+def _broken(findings: tuple[Finding, ...]) -> dict[tuple[str, str], str]:
+    assert all(one.remedy for one in findings if not one.passed)
+    return {(one.device, one.rule): one.found for one in findings if not one.passed}
+
+
+def _onnx_file(path: Path, shape: list[int], permutation: list[int]) -> Path:
+    """Reshape, transpose: what windows are cut with in the original TinyViT."""
+    helper = onnx.helper
+    kind = onnx.TensorProto.FLOAT
+    constant = onnx.numpy_helper.from_array(np.array(shape, np.int64), "shape")
+    nodes = [
+        helper.make_node("Reshape", ["image", "shape"], ["parts"], "cut"),
+        helper.make_node("Transpose", ["parts"], ["logits"], "turn", perm=permutation),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", kind, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", kind, None)],
+        [constant],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    path.write_bytes(onnx.shape_inference.infer_shapes(model).SerializeToString())
+    return path
+
+
+def _core_ml(build: Callable[[Any], Any], path: Path, *, half: bool) -> Path:
+    dtype = types.fp16 if half else types.fp32
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 4, 6, 32), dtype)], opset_version=ct.target.iOS17)
+    def program(x: Any) -> Any:
+        return build(x)
+
+    with quiet_converter():
+        ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        ).save(str(path))
+    return path
+
+
+def test_every_target_has_a_linter() -> None:
+    """Oracle: the table of targets."""
+    assert LINTERS.keys() == TARGETS.keys()
+
+
+def test_own_onnx_by_what_providers_take(onnx_artifacts: Build) -> None:
+    """Oracle: ONNX Runtime's own lists. Core ML's lacks Pad, which windows that do not fit the map
+    need; NNAPI's lacks GELU and LayerNorm, which every block has.
+    """
+    broken = _broken(lint("onnx", onnx_artifacts("fp32").path))
+    core_ml = broken.pop(("Core ML execution provider", "one partition"))
+    assert core_ml.endswith("nodes outside: ai.onnx:Pad")
+    nnapi = broken.pop(("NNAPI execution provider", "one partition"))
+    assert nnapi.endswith("nodes outside: ai.onnx:Gelu, ai.onnx:LayerNormalization")
+    assert broken == {}
+
+
+def test_tensors_of_rank_6_leave_core_ml(tmp_path: Path) -> None:
+    """Oracle: rank 4 passes where the same file with rank 6 does not."""
+    flat = _broken(lint("onnx", _onnx_file(tmp_path / "4.onnx", [1, 3, 8, 8], [0, 2, 3, 1])))
+    cut = [1, 3, 2, 4, 2, 4], [0, 2, 4, 3, 5, 1]
+    deep = _broken(lint("onnx", _onnx_file(tmp_path / "6.onnx", *cut)))
+    assert not {device for device, _ in flat} & {"TFLite converters", "Core ML execution provider"}
+    outside = deep["Core ML execution provider", "one partition"]
+    assert outside == "1 partitions, 1 of 2 nodes outside: ai.onnx:Transpose"
+    assert deep["TFLite converters", "profile"].startswith("2 breaches")
+
+
+def test_own_tflite_files_are_taken_whole(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: none of the rules has anything to say."""
+    for precision in ("fp32", "fp16"):
+        assert _broken(lint("tflite", tflite_artifacts(precision).path)) == {}, precision
+
+
+def test_an_operator_that_gpus_refuse_is_named(
+    tflite_artifacts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Oracle: softmax renamed to log-softmax, which TFLite computes and no GPU delegate takes."""
+    model = tflite_file.read(tflite_artifacts("fp32").path)
+    softmax = tflite_file.schema.BuiltinOperator.SOFTMAX
+    (code,) = (c for c in model.operatorCodes if c.builtinCode == softmax)
+    code.builtinCode = code.deprecatedBuiltinCode = tflite_file.schema.BuiltinOperator.LOG_SOFTMAX
+    for operator in model.subgraphs[0].operators:
+        if model.operatorCodes[operator.opcodeIndex] is code:
+            operator.builtinOptionsType = tflite_file.schema.BuiltinOptions.LogSoftmaxOptions
+            operator.builtinOptions = tflite_file.schema.LogSoftmaxOptionsT()
+    path = tmp_path / "model.tflite"
+    path.write_bytes(tflite_file.serialise(model))
+    broken = _broken(lint("tflite", path))
+    assert "operators unsupported, LOG_SOFTMAX x" in broken["GPU delegate", "operators"]
+    assert ("XNNPACK", "one partition") in broken
+
+
+def test_executorch_programs_say_what_is_outside(
+    executorch_files: Mapping[str, Written], executorch_program: Any, tmp_path: Path
+) -> None:
+    """Oracle: XNNPACK takes all of fp32; the portable delegate is none."""
+    assert _broken(lint("executorch", executorch_files["fp32"].path)) == {}
+    portable = ExecuTorchExporter(delegate="portable")
+    path = tmp_path / "model.pte"
+    portable.export(executorch_program("fp32", portable.form), path)
+    broken = _broken(lint("executorch", path))
+    assert broken["no delegate", "one partition"] == "0 partitions"
+    assert "aten::_softmax x" in broken["no delegate", "operators"]
+
+
+def test_core_ml_rules(tmp_path: Path) -> None:
+    """Oracle: programs of one defect each, and of none."""
+
+    def broken(name: str, build: Callable[[Any], Any], *, half: bool = True) -> set[str]:
+        found = _broken(lint("coreml", _core_ml(build, tmp_path / f"{name}.mlpackage", half=half)))
+        return {rule for _, rule in found}
+
+    assert broken("clean", lambda x: mb.gelu(x=mb.relu(x=x))) == set()
+    assert broken("wide", lambda x: mb.gelu(x=mb.relu(x=x)), half=False) == {"float16"}
+    turned = broken("turned", lambda x: mb.relu(x=mb.transpose(x=x, perm=[0, 2, 1, 3])))
+    assert turned == {"movement"}
+    narrow = broken("narrow", lambda x: mb.relu(x=mb.reshape(x=x, shape=[1, 4, 24, 8])))
+    assert narrow == {"movement", "last axis"}
+
+
+def test_the_command_reads_bundles_and_files(
+    cli: Callable[..., tuple[int, str, str]], onnx_artifacts: Build, tmp_path: Path
+) -> None:
+    """Oracle: JSON says what the text says, and advice does not fail."""
+    path = onnx_artifacts("fp32").path
+    code, out, _ = cli("lint", path, "--json", "-")
+    (findings,) = json.loads(out).values()
+    assert code == 0
+    assert findings == [one.to_dict() for one in lint_bundle(path)]
+    code, out, _ = cli("lint", path)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if "NNAPI" in line] == ["note"]
+    with pytest.raises(InputError, match=r"neither a bundle nor an artifact \(\.onnx"):
+        lint_bundle(tmp_path)
+    code, _, err = cli("lint", tmp_path / "absent.tflite")
+    assert (code, "absent.tflite" in err) == (2, True)
