@@ -83,9 +83,10 @@ final class ClassifierModel {
                     try CoreMLClassifier(bundle: bundle, compiled: compiled, units: units)
                 }
             }.value
-            guard current == selection else { return }
+            let takesImages = await classifier.takesImages
+            guard current == selection else { return }  // nothing suspends behind this
             (self.bundle, self.classifier) = (bundle, classifier)
-            takesImages = await classifier.takesImages
+            self.takesImages = takesImages
             if !takesImages { path = .exact }
             timings.loadMs = duration.milliseconds
         }

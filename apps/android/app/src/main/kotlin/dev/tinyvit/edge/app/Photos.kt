@@ -46,6 +46,8 @@ fun ContentResolver.decodePhoto(photo: Uri): RgbImage =
         throw BundleException("photo: ${error.message}; choose another", error)
     } catch (error: SecurityException) {
         throw BundleException("photo: no longer shared with this app; choose it again", error)
+    } catch (error: OutOfMemoryError) { // of one large array, all of which is free again by now
+        throw BundleException("photo: too large for this phone's memory; choose another", error)
     }
 
 /** A camera frame in `OUTPUT_IMAGE_FORMAT_RGBA_8888`, upright. */
