@@ -6,7 +6,7 @@ Research, 2022):
 
 1. Tokens are the last axis, (1, C, 1, S), so that a map becomes tokens by a reshape alone.
 2. Linear layers are 1x1 convolutions.
-3. LayerNorm standardises the channel axis.
+3. LayerNorm standardises the channel axis; coremltools makes one operator of its parts.
 4. Attention multiplies keys by queries, (N, d) by (d, N): heads split off the channel axis, and
    no product needs a transpose.
 
@@ -27,6 +27,9 @@ __all__ = ["ChannelsFirst", "channels_first"]
 
 def channels_first(form: DeploymentForm) -> ChannelsFirst:
     """Rewrite a form whose layers are in floating point; its convolutions are shared.
+
+    Raises:
+        TypeError: a LayerNorm is in another target's form, or conditioned for quantization.
 
     Returns:
         A module in eval mode for one image: (1, channels, H, W) float32 to (1, classes) float32.
