@@ -15,11 +15,13 @@ Each step is exact in real arithmetic. The only transposes left cut a map into w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import Attention, Block, DeploymentForm, Mlp, Stage
+from tinyvit_edge.deployment import Attention, DeploymentForm, Mlp
 from tinyvit_edge.folding import Standardise
 
 __all__ = ["ChannelsFirst", "channels_first"]
@@ -60,7 +62,7 @@ class ChannelsFirst(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Any) -> None:
         super().__init__()
         self.resolution = stage.resolution
         self.blocks = nn.Sequential(*(_Block(block) for block in stage.blocks))
@@ -75,7 +77,7 @@ class _Stage(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.resolution, self.window = block.resolution, block.window
         self.attention = _Attention(block.attention)
