@@ -75,7 +75,7 @@ def lint(path: Path) -> tuple[Finding, ...]:
             passed=moved <= _MOST_MOVED,
             found=f"{100 * moved:.1f} % of the bytes written are by transposes, and by reshapes "
             "that change the last axis",
-            remedy="channels first, (B, C, 1, S), needs fewer",
+            remedy="--layout ane, channels first (1, C, 1, S), needs fewer: for fp32 and fp16",
         ),
     )
 

@@ -83,10 +83,11 @@ def _layer_norm(
     epsilon: Tensor | None = None,
 ) -> Tensor:
     dims = sorted(axis % x.ndim for axis in _ints(axes))
-    if dims != list(range(x.ndim - len(dims), x.ndim)):
-        raise NotImplementedError(f"layer_norm over axes {dims} of a rank {x.ndim} tensor")
-    shape = list(x.shape[dims[0] :])
-    return F.layer_norm(x, shape, gamma, beta, float(epsilon) if epsilon is not None else 1e-5)
+    last = list(range(x.ndim - len(dims), x.ndim))
+    x = x.movedim(dims, last)
+    shape = x.shape[x.ndim - len(dims) :]
+    normal = F.layer_norm(x, shape, gamma, beta, 1e-5 if epsilon is None else float(epsilon))
+    return normal.movedim(last, dims)
 
 
 def _matmul(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -35,8 +35,10 @@ __all__ = ["CoreMlExporter"]
 
 Package = Literal["classifier", "tensor"]
 DeploymentTarget = Literal["iOS15", "iOS16", "iOS17", "iOS18"]
+Layout = Literal["rows", "ane"]
 
 _DYNAMIC = "Core ML has no operator that quantizes activations at run time"
+_FLOAT_LAYOUT = "--layout ane is for layers in floating point, not for quantized ones"
 _SYSTEMS: tuple[str, ...] = get_args(DeploymentTarget)
 _USUAL = "iOS17"
 # precision -> the first system that runs it, and what that brings
@@ -66,6 +68,10 @@ class CoreMlExporter:
     deployment_target: DeploymentTarget | None = None
     """Lowest system that runs the package; None: iOS17, or iOS18 where the precision needs it."""
 
+    layout: Layout = "rows"
+    """``rows``: the deployment form as it is. ``ane``: channels first, as the Neural Engine likes
+    tensors (`tinyvit_edge.deployment_ane`); at ``fp32`` and ``fp16`` only."""
+
     name: ClassVar[str] = "coreml"
     artifact: ClassVar[str] = "model.mlpackage"
     requires: ClassVar[tuple[str, ...]] = ("coremltools",)
@@ -75,6 +81,7 @@ class CoreMlExporter:
         for field, choices in (
             ("package", get_args(Package)),
             ("deployment_target", (*_SYSTEMS, None)),
+            ("layout", get_args(Layout)),
         ):
             if getattr(self, field) not in choices:
                 option = f"--{field.replace('_', '-')}"
@@ -93,15 +100,20 @@ class CoreMlExporter:
     @property
     def unsupported(self) -> Mapping[str, str]:
         """Precision name -> reason."""
+        from tinyvit_edge.precision import PRECISIONS
+
+        refused = {"w8-dynamic": _DYNAMIC}
+        if self.layout == "ane":
+            refused |= {row.name: _FLOAT_LAYOUT for row in PRECISIONS.values() if row.quantized}
         if self.deployment_target is None:
-            return {"w8-dynamic": _DYNAMIC}
+            return refused
         given = _SYSTEMS.index(self.deployment_target)
         too_old = {
             name: f"{reason} from --deployment-target {needed} on"
             for name, (needed, reason) in _NEEDS.items()
             if given < _SYSTEMS.index(needed)
         }
-        return {"w8-dynamic": _DYNAMIC, **too_old}
+        return too_old | refused
 
     @property
     def evaluation(self) -> Evaluation:
@@ -119,13 +131,19 @@ class CoreMlExporter:
         Raises:
             ConversionError: coremltools fails, or stores or computes a layer in another type.
         """
+        from tinyvit_edge.deployment import DeploymentForm
+        from tinyvit_edge.deployment_ane import channels_first
         from tinyvit_edge.exporters._coreml_convert import convert, unique_labels
         from tinyvit_edge.exporters._mlprogram_package import read_spec
 
         classifier = self.package == "classifier"
         needed, _ = _NEEDS.get(program.precision.name, (_USUAL, ""))
         system: str = self.deployment_target or max(needed, _USUAL, key=_SYSTEMS.index)
-        convert(program, path, classifier=classifier, target=system)
+        converted = program
+        if self.layout == "ane":
+            assert isinstance(program.module, DeploymentForm)
+            converted = replace(program, module=channels_first(program.module))
+        convert(converted, path, classifier=classifier, target=system)
         self._check_stored(program, path)
         half = program.precision.name != "fp32"
         renamed = len(set(unique_labels(program.labels)) - set(program.labels))
@@ -133,6 +151,7 @@ class CoreMlExporter:
             details={
                 "package": self.package,
                 "deployment_target": system,
+                "layout": self.layout,
                 "compute_precision": "float16" if half else "float32",
                 **({"labels_made_unique": renamed} if classifier and renamed else {}),
             },

@@ -114,6 +114,14 @@ OPERATORS: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
         lambda x: mb.layer_norm(x=x, axes=[-1], gamma=MATRIX[0], beta=MATRIX[1], epsilon=1e-3),
         lambda: _normalised(X),
     ),
+    "layer_norm_channels": (
+        lambda x: mb.layer_norm(x=x, axes=[1], gamma=BIAS[:3], epsilon=1e-3),
+        lambda: (
+            (X - X.mean(1, keepdims=True))
+            / np.sqrt(X.var(1, keepdims=True) + 1e-3)
+            * BIAS[:3, None, None]
+        ),
+    ),
     "linear": (
         lambda x: mb.linear(x=x, weight=MATRIX, bias=BIAS[:5]),
         lambda: X @ MATRIX.T + BIAS[:5],

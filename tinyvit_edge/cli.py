@@ -251,6 +251,10 @@ def export(
         str | None,
         typer.Option(help="coreml: iOS15 to iOS18; default: iOS17, or what the precision needs."),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="coreml: rows (default), or ane: channels first, at fp32 and fp16."),
+    ] = None,
     lint: Annotated[
         bool, typer.Option("--lint", help="Say what speaks against it on GPUs and NPUs.")
     ] = False,
@@ -268,6 +272,7 @@ def export(
         "delegate": delegate,
         "package": package,
         "deployment_target": deployment_target,
+        "layout": layout,
     }
     request = ExportRequest(
         target=target,
