@@ -87,9 +87,10 @@ async function loadLiteRt({ gpu }, artifact, { input, recipe }) {
     // an artifact that promises float32 is to compute in it
     gpuOptions: { precision: recipe.name === 'fp32' ? 'fp32' : 'fp16' },
   });
+  // the whole model fell back; single operators that did are in LiteRT's log alone
   if (model.options.accelerator !== accelerator) {
     model.delete();
-    throw new Error('some of its operators do not run on the GPU; choose the CPU');
+    throw new Error('it does not run on the GPU here; choose the CPU');
   }
   return {
     threads,
