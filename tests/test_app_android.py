@@ -28,6 +28,7 @@ from mobile_samples import (
     write_goldens,
 )
 from tinyvit_edge._version import __version__
+from tinyvit_edge.device_report import read_device_report
 
 ANDROID = APPS / "android"
 CORE = ANDROID / "core" / "src"
@@ -82,21 +83,25 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_goldens(tmp_path_factory.mktemp("goldens") / "out")
 
 
-def junit(core: list[Path], goldens: Path, *tests: str) -> tuple[int, str]:
-    """Exit code and output of JUnit."""
+def junit(core: list[Path], goldens: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of JUnit on all tests of `:core`."""
     done = run(
         "java",
-        f"-Dtinyvit.goldens={goldens}",
-        *("-cp", ":".join(map(str, core)), "org.junit.runner.JUnitCore", *tests),
+        *(f"-Dtinyvit.goldens={goldens}", *options),
+        *("-cp", ":".join(map(str, core)), "org.junit.runner.JUnitCore", *TESTS),
     )
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_core_reproduces_the_golden_vectors(core: list[Path], goldens: Path) -> None:
-    """Oracle: Pillow, NumPy and a real bundle, by way of the JUnit tests of `:core`."""
-    code, output = junit(core, goldens, *TESTS)
+def test_core_reproduces_the_golden_vectors(
+    core: list[Path], goldens: Path, tmp_path: Path
+) -> None:
+    """Oracle: Pillow, NumPy and a real bundle, by way of JUnit; for the report, its schema."""
+    report = tmp_path / "report.json"
+    code, output = junit(core, goldens, f"-Dtinyvit.report={report}")
     assert code == 0, output
+    read_device_report(report)
     count = re.search(r"OK \((\d+) tests\)", output)
     assert count, output
     written = sum(path.read_text().count("@Test\n") for path in CORE.rglob("*Test.kt"))
@@ -122,7 +127,7 @@ def test_a_spoilt_golden_vector_fails_the_tests_of_core(
     content = bytearray((spoilt / file).read_bytes())
     content[7] ^= 0x40  # of a float32, its exponent
     (spoilt / file).write_bytes(content)
-    code, output = junit(core, spoilt, *TESTS)
+    code, output = junit(core, spoilt)
     assert code == 1, output
     assert f") {test}" in output
 

@@ -20,7 +20,8 @@ data class AppInfo(val version: String, val build: String)
 /**
  * The latency report: JSON that says what was measured, on what, and whether it was right.
  *
- * Keys are described in `apps/android/README.md`.
+ * Keys are described in `tinyvit_edge/assets/device_report.schema.json`, this app's own in
+ * `apps/android/README.md`.
  */
 fun latencyReport(bundle: Bundle, state: ScreenState, device: Device, app: AppInfo): String {
     val manifest = bundle.manifest

@@ -1,5 +1,6 @@
 package dev.tinyvit.edge.core
 
+import java.io.File
 import org.json.JSONObject
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
@@ -94,7 +95,10 @@ class ScreenTest {
                 .after(Event.ParityChecked(selection, result))
         val device = Device("physical", "Maker", "Phone", "Android 16")
         val app = AppInfo(version = "1.2.3", build = "release")
-        val report = JSONObject(latencyReport(bundle, state, device, app))
+        val text = latencyReport(bundle, state, device, app)
+        // for whoever holds it against the schema of all apps' reports
+        System.getProperty("tinyvit.report")?.let { File(it).writeText(text) }
+        val report = JSONObject(text)
         assertEquals("release", report.getJSONObject("app").getString("build"))
         assertEquals("physical", report.getJSONObject("device").getString("kind"))
         val about = report.getJSONObject("bundle")
