@@ -29,7 +29,7 @@ def request(out: Path, **changes: Any) -> ExportRequest:
     [
         ("onnx", "delegate", "its options: none"),
         ("executorch", "package", "its options: delegate"),
-        ("coreml", "delegate", "its options: package, deployment_target"),
+        ("coreml", "delegate", "its options: package, deployment_target, layout"),
     ],
 )
 def test_an_option_of_another_target_is_refused(
