@@ -7,11 +7,10 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tinyvit_edge.folding import LinearStandardise
+from tinyvit_edge.softmax import BoundedSoftmax, NativeSoftmax
 
 __all__ = ["HalfCompute", "HalfStorage"]
 
@@ -45,36 +44,14 @@ class HalfStorage(nn.Module):
         return out
 
 
-class _HalfStandardise(nn.Module):
-    """`LinearStandardise` whose epsilon is a tensor: a Python scalar comes out as a float32
-    constant and a cast on a portable kernel, outside the delegate.
-
-    The squares overflow where an activation is 256 or more away from its token's mean.
-    """
-
-    average: Tensor
-    eps: Tensor
-
-    def __init__(self, norm: LinearStandardise) -> None:
-        assert norm.factor is None, "fp16 is not conditioned"
-        super().__init__()
-        self.register_buffer("average", norm.average)
-        self.register_buffer("eps", torch.tensor([norm.eps]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C) with mean 0 and variance 1 over C."""
-        centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
-        variance = F.linear(centred * centred, self.average)  # (..., 1)
-        return centred * torch.rsqrt(variance + self.eps)
-
-
 class _TanhGelu(nn.Module):
     """GELU in its tanh form, from operators for which XNNPACK has float16 kernels.
 
     XNNPACK has none for GELU itself: ExecuTorch leaves it outside the delegate
     (https://github.com/pytorch/executorch/issues/16679), and XNNPACK's generic fallback takes many
     times as long as the Linear before it. The forms differ by 4.7e-4 at most, half of what float16
-    resolves at 1. Constants are tensors for the reason given in `_HalfStandardise`.
+    resolves at 1. Constants are tensors: a Python scalar comes out as a float32 constant and a cast
+    on a portable kernel, outside the delegate.
     """
 
     half_one: Tensor
@@ -97,8 +74,8 @@ class _TanhGelu(nn.Module):
 def _half_kernel(layer: nn.Module) -> nn.Module | None:
     from transformers.activations import GELUActivation
 
-    if isinstance(layer, LinearStandardise):
-        return _HalfStandardise(layer)
+    if isinstance(layer, BoundedSoftmax):  # float16 overflows at exp(11.1)
+        return NativeSoftmax()
     return _TanhGelu() if isinstance(layer, (GELUActivation, nn.GELU)) else None
 
 

@@ -99,8 +99,9 @@ class ExecuTorchExporter:
         """
         from tinyvit_edge.deployment import FormOptions
 
-        native = self.delegate != "xnnpack"
-        return FormOptions(layer_norm="native" if native else "linear", dynamic_range="token")
+        if self.delegate != "xnnpack":
+            return FormOptions(dynamic_range="token")
+        return FormOptions(layer_norm="linear", softmax="bounded", dynamic_range="token")
 
     def export(self, program: Program, path: Path) -> Exported:
         """Write a program as a ``.pte``.
@@ -189,11 +190,14 @@ def _lower(program: Program, delegate: Delegate) -> Any:
         with quiet_converter():
             from executorch.exir import to_edge_transform_and_lower
 
-            edge = to_edge_transform_and_lower(
-                _adapted(program, delegate).exported(),
-                partitioner=_partitioners(program, delegate),
-                constant_methods={_METADATA: _metadata(program)},
-            )
+            from tinyvit_edge.exporters._executorch_graph import tidied
+
+            with tidied():
+                edge = to_edge_transform_and_lower(
+                    _adapted(program, delegate).exported(),
+                    partitioner=_partitioners(program, delegate),
+                    constant_methods={_METADATA: _metadata(program)},
+                )
             return edge.to_executorch()
     except Exception as error:  # whatever a partitioner or a pass raises
         raise ConversionError(

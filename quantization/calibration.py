@@ -313,10 +313,16 @@ def _least_harmful(
         {place: list(by.values()) for place, by in tried.items()},
         progress=progress,
     )
+    # Layers that read one tensor have the same candidates. They choose together, so that a runtime
+    # quantizes it once: attention's q, k and v would each round their own copy.
+    together: dict[tuple[str, tuple[QuantParams, ...]], list[float]] = {}
+    for place, by_name in tried.items():
+        shared = together.setdefault((place[1], tuple(by_name.values())), [0.0] * len(by_name))
+        shared[:] = map(sum, zip(shared, errors[place], strict=True))
     chosen = {}
     for place, by_name in tried.items():
-        best = min(range(len(by_name)), key=errors[place].__getitem__)
-        chosen[place] = list(by_name.items())[best]
+        shared = together[place[1], tuple(by_name.values())]
+        chosen[place] = list(by_name.items())[min(range(len(shared)), key=shared.__getitem__)]
     return chosen
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm, split_qkv
+from tinyvit_edge.softmax import SoftmaxKind, choose_softmax
 
 if TYPE_CHECKING:
     from tinyvit_edge.modeling import TinyVitForImageClassification
@@ -48,6 +49,9 @@ class FormOptions:
     attention_bias: Literal["expanded", "gathered"] = "expanded"
     """``gathered``: the file holds a bias for every offset, and an index; for runtimes that
     expand constants when they load a file. No mobile delegate takes a gather."""
+    softmax: SoftmaxKind = "native"
+    """``shifted``: from its steps, where rows are short. ``bounded``: without a row's largest
+    score subtracted, where the weights prove that float32 needs no such thing."""
     half_biases: Literal["float16", "int8"] = "float16"
     """How ``fp16`` stores attention biases; int8 is worth a tenth of the file, and rounds less
     than float16 arithmetic does."""
@@ -278,13 +282,14 @@ class Attention(nn.Module):
             if gathered
             else AttentionBias(table[:, index])
         )
+        self.weigh = choose_softmax(options.softmax, self.q, self.k, table, self.tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows (windows * N, C) to the same shape."""
         x = self.norm(x)
         q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # (W*h, N, d)
         scores = self._biased(torch.bmm(q, k.transpose(1, 2)))  # (W*h, N, N)
-        heads = torch.bmm(scores.softmax(-1), v)  # (W*h, N, d)
+        heads = self.weigh(scores, v)  # (W*h, N, d)
         out: Tensor = self.proj(self._rows(heads))
         return out
 

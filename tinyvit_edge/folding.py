@@ -52,16 +52,18 @@ class LinearStandardise(_Norm):
     """From operators that XNNPACK delegates."""
 
     average: Tensor
+    bias: Tensor
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__(channels, eps)
         self.register_buffer("average", torch.full((1, channels), 1.0 / channels))
+        self.register_buffer("bias", torch.tensor([eps]))  # an addition less
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C): mean 0 and variance 1 over C, then times `factor`."""
         centred = x - F.linear(x, self.average)  # (..., C) - (..., 1)
-        variance = F.linear(centred * centred, self.average)  # (..., 1)
-        standard = centred * torch.rsqrt(variance + self.eps)
+        variance = F.linear(centred * centred, self.average, self.bias)  # (..., 1), plus eps
+        standard = centred * torch.rsqrt(variance)
         return standard if self.factor is None else standard * self.factor
 
 
