@@ -94,8 +94,8 @@ class ExecuTorchExporter:
 
     @property
     def form(self) -> FormOptions:
-        """LayerNorm from Linear layers for XNNPACK, which leaves its own outside the delegate; its
-        run-time ranges cover a row.
+        """LayerNorm from Linear layers for XNNPACK, which leaves its own outside the delegate, and
+        softmax from its steps; run-time ranges cover a row.
         """
         from tinyvit_edge.deployment import FormOptions
 

@@ -72,12 +72,7 @@ class TfliteExporter:
         """Deployment form: XNNPACK quantizes a run-time range per token."""
         from tinyvit_edge.deployment import FormOptions
 
-        return FormOptions(
-            softmax="shifted",
-            half_biases="int8",
-            dynamic_range="token",
-            requantize_weights=True,
-        )
+        return FormOptions(half_biases="int8", dynamic_range="token", requantize_weights=True)
 
     def export(self, program: Program, path: Path) -> Exported:
         """Write ``program`` as a ``.tflite`` file with input ``image`` and output ``logits``."""

@@ -79,6 +79,23 @@ def test_calibration_names_every_layer_and_is_deterministic(
     assert not any(m._forward_hooks for m in float_form.modules())
 
 
+def test_layers_that_read_one_tensor_share_its_range(
+    float_form: nn.Module, batches: list[Tensor]
+) -> None:
+    """Oracle: attention's q, k and v have one input. Rules are not the same everywhere, so that
+    they could have chosen apart.
+    """
+    layers = calibrate(float_form, batches, CalibrationOptions(method="auto")).layers
+    triples = [
+        [layers[f"{name.removesuffix('.q')}.{part}"] for part in "qkv"]
+        for name in layers
+        if name.endswith(".q")
+    ]
+    assert triples
+    assert all(one.input == triple[0].input for triple in triples for one in triple)
+    assert len({one.rules for triple in triples for one in triple}) > 1
+
+
 def test_the_form_options_do_not_change_which_layers_there_are(
     small_model: TinyVitForImageClassification, float_form: nn.Module
 ) -> None:

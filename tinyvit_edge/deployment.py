@@ -50,8 +50,8 @@ class FormOptions:
     """``gathered``: the file holds a bias for every offset, and an index; for runtimes that
     expand constants when they load a file. No mobile delegate takes a gather."""
     softmax: SoftmaxKind = "native"
-    """``shifted``: from its steps, where rows are short. ``bounded``: without a row's largest
-    score subtracted, where the weights prove that float32 needs no such thing."""
+    """``bounded``: a row's largest score is not subtracted where the weights prove that float32
+    needs no such thing; for runtimes that compute in float32 and nothing else."""
     half_biases: Literal["float16", "int8"] = "float16"
     """How ``fp16`` stores attention biases; int8 is worth a tenth of the file, and rounds less
     than float16 arithmetic does."""
