@@ -65,7 +65,7 @@ def _merge_conversions(graph: Any) -> None:
 def _merge_transpositions(graph: Any) -> None:
     """Make two transpositions in a row one, or none where the second undoes the first."""
     values = _values(graph)
-    made = {}
+    made: dict[int, Any] = {}
     for node in graph.xnodes:
         if _kind(node) != "XNNStaticTranspose":
             continue

@@ -220,9 +220,7 @@ def _constant_bytes(graph: Any) -> Counter[str]:
     sizes: dict[Any, tuple[str, int]] = {}
 
     def add(index: int, storage: str) -> None:
-        entry = entries[index]
-        key = entry["named_key"] if entry["offset"] == _NO_OFFSET else entry["offset"]
-        sizes[key] = (storage, entry["size"])
+        sizes[_place(entries[index])] = (storage, entries[index]["size"])
 
     for tensor in _values(graph).values():
         if index := tensor["constant_buffer_idx"]:
@@ -238,6 +236,7 @@ def _constant_bytes(graph: Any) -> Counter[str]:
 def _xnnpack_products(graph: Any) -> Iterator[tuple[Any, Product]]:
     """Each product, after the number of its result."""
     values = _values(graph)
+    rows = _constant_rows(graph, values)
     for node in graph["xnodes"]:
         kind, args = node["xnode_union_type"], node["xnode_union"]
         if kind not in _KINDS:
@@ -248,13 +247,39 @@ def _xnnpack_products(graph: Any) -> Iterator[tuple[Any, Product]]:
             depth = source["dims"][-1]
         else:
             weight = values[args["filter_id"]]
-            if weight["dims"][0] == 1 and args["bias_id"] == _NO_VALUE:
-                continue  # the constant row of a LayerNorm's mean, not a layer
+            if _stored(graph, weight) in rows:
+                continue
             depth = _reduction(kind, args, weight["dims"])
             if _is_int8(source, weight, result):
                 dtype = "int8"
         macs = math.prod(result["dims"]) * depth
         yield args["output_id"], Product(kind=_KINDS[kind], macs=macs, dtype=dtype)
+
+
+def _constant_rows(graph: Any, values: Mapping[int, Any]) -> set[Any]:
+    """Where the rows lie that LayerNorm and softmax sum by: such a sum is not a layer.
+
+    One output and no bias tell them; LayerNorm's variance has the row of its mean.
+    """
+    products = (
+        node["xnode_union"]
+        for node in graph["xnodes"]
+        if node["xnode_union_type"] == "XNNFullyConnected"
+    )
+    return {
+        _stored(graph, values[args["filter_id"]])
+        for args in products
+        if values[args["filter_id"]]["dims"][0] == 1 and args["bias_id"] == _NO_VALUE
+    }
+
+
+def _stored(graph: Any, tensor: Any) -> Any:
+    """Where a constant lies: tensors of one value share the place."""
+    return _place(graph["constant_data"][tensor["constant_buffer_idx"]])
+
+
+def _place(entry: Any) -> Any:
+    return entry["named_key"] if entry["offset"] == _NO_OFFSET else entry["offset"]
 
 
 def _constant_arguments(plan: Any, number: int) -> set[int]:

@@ -64,6 +64,23 @@ def test_constants_are_aligned(precision: str, tflite_artifacts: Callable[[str],
     assert all(start % 16 == 0 for start in starts)
 
 
+def test_zero_points_of_zero_are_written_once(tflite_artifacts: Callable[[str], Any]) -> None:
+    """Oracle: places in the file: channels' zero points of one length share theirs."""
+    graph = schema.Model.GetRootAs(tflite_artifacts("w8a8").path.read_bytes()).Subgraphs(0)
+    places: dict[int, set[int]] = {}
+    tensors = 0
+    for index in range(graph.TensorsLength()):
+        quantization = graph.Tensors(index).Quantization()
+        if quantization is None or quantization.ZeroPointLength() < 2:
+            continue
+        assert not quantization.ZeroPointAsNumpy().any()
+        table, tensors = quantization._tab, tensors + 1
+        place = table.Vector(table.Offset(10))
+        places.setdefault(quantization.ZeroPointLength(), set()).add(place)
+    assert tensors > len(places)
+    assert all(len(places[length]) == 1 for length in places)
+
+
 def test_fp16_stores_every_tensor_in_half(tflite_artifacts: Callable[[str], Any]) -> None:
     """Oracle: the byte count of the module's parameters and buffers at two bytes each."""
     artifact = tflite_artifacts("fp16")
