@@ -6,11 +6,17 @@ Eleven checkpoints are published, of five architectures and, for three of them, 
 classes: ``*_22k_distill`` and ``*.dist_in22k`` have 21,841 classes, all others 1,000. So eight
 graphs are all there is to convert. Weights are random, with attention biases, normalisation gains
 and BatchNorm statistics that are not trivial: parity is against PyTorch with the same weights, and
-accuracy would mean nothing. Int8 of random weights is harder than of trained ones.
+accuracy would mean nothing. Nor would the first class: random weights give most photos the same
+one, and the next of 1,000 nearly equal classes is behind by a hair, so whether int8 chooses that is
+luck. So a row is judged by SQNR and by what is integer in the file, not by agreement of classes.
+
+Int8 of random weights is harder than of trained ones: a trained model damps what rounding adds,
+this one passes it on. "Least" is the gate's bound: 90 dB at ``fp32``; at ``w8a8`` 30 dB or, where
+PyTorch's own program moves further when its layers' inputs move by a rounding, that less 6 dB.
 
 A variant that is done is not begun again, and within one `deploy` takes up what is there: after an
-interruption, run the same command. ``variants.json`` and ``variants.md`` in ``--out`` hold what is
-done so far.
+interruption or a failure, run the same command. ``variants.json`` and ``variants.md`` in ``--out``
+hold what is done so far.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from tinyvit_edge.report import Report, Row, read_report
 from tinyvit_edge.variants import VARIANTS, config_for
 
 _IMAGENET_1K, _IMAGENET_22K = 1000, 21841
+_MADE = (0, 1)  # gates of classes may fail: see above
 _GROWTH = 1.1
 """Most that latency may grow by, as a multiple of what multiply-accumulates grow by."""
 
@@ -80,46 +87,52 @@ def main() -> None:
     wanted = args.only.split(",") if args.only else [graph.name for graph in GRAPHS]
     if unknown := set(wanted) - {graph.name for graph in GRAPHS}:
         parser.error(f"--only: {unknown} not among {', '.join(graph.name for graph in GRAPHS)}")
-    photos = flat_photos(args.data, args.limit, args.out / "photos")
+    photos = flat_photos(args.data, args.limit, args.out / f"photos-{args.limit}")
+    failed = []
     for graph in GRAPHS:
-        if graph.name in wanted and not is_done(args.out / graph.name):
-            deploy(graph, photos, args)
+        command = command_for(graph, photos, args)
+        if graph.name in wanted and not is_done(args.out / graph.name, command):
+            failed += [graph.name] if deploy(graph, command, args.out) not in _MADE else []
         write_tables(args.out)
     print((args.out / "variants.md").read_text(), end="")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; run again to go on from there")
 
 
-def is_done(out: Path) -> bool:
-    """Whether there is a report, and no conversion in it failed."""
-    return (out / "report.json").exists() and read_report(out).exit_code in (0, 1)
+def command_for(graph: Graph, photos: Path, args: argparse.Namespace) -> list[str]:
+    """Arguments of tinyvit-edge."""
+    command = ["deploy", "--weights", args.out / f"{graph.name}.weights"]
+    command += ["--data", photos, "--calib", photos, "--calib-images", args.limit]
+    command += ["--targets", args.targets, "--precisions", args.precisions]
+    command += ["--runs", args.runs, "--out", args.out / graph.name]
+    return [str(argument) for argument in command]
+
+
+def is_done(out: Path, command: list[str]) -> bool:
+    """Whether there is a report of this command, and no conversion in it failed."""
+    if not (out / "report.json").exists():
+        return False
+    report = read_report(out)
+    return report.exit_code in _MADE and [*report.command[1:]] == command
 
 
 def flat_photos(data: Path, count: int, folder: Path) -> Path:
     """Evenly spaced photos, linked into a folder without labels."""
     folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():  # another --data may have been given before
+        link.unlink()
     for number, sample in enumerate(scan_folder(data).subset(count).samples):
-        link = folder / f"{number:04d}{sample.path.suffix}"
-        if not link.exists():
-            link.symlink_to(sample.path.resolve())
+        (folder / f"{number:04d}{sample.path.suffix}").symlink_to(sample.path.resolve())
     return folder
 
 
-def deploy(graph: Graph, photos: Path, args: argparse.Namespace) -> None:
-    """Convert and measure one graph, by the command that users have.
-
-    Raises:
-        SystemExit: it ended otherwise than with success or a gate that failed.
-    """
-    weights, out = args.out / f"{graph.name}.weights", args.out / graph.name
-    if not weights.exists():
-        save_checkpoint(random_checkpoint(graph), weights)
-    command = [sys.executable, "-m", "tinyvit_edge", "deploy", "--weights", weights]
-    command += ["--data", photos, "--calib", photos, "--calib-images", args.limit]
-    command += ["--targets", args.targets, "--precisions", args.precisions]
-    command += ["--runs", args.runs, "--out", out]
+def deploy(graph: Graph, command: list[str], out: Path) -> int:
+    """Convert and measure one graph, by the command that users have; gives its exit code."""
+    # the same bytes each time, which is what deploy goes by when it takes up what is there
+    save_checkpoint(random_checkpoint(graph), out / f"{graph.name}.weights")
     print(f"== {graph.name}", file=sys.stderr, flush=True)
-    code = subprocess.run([*map(str, command)], stdout=subprocess.DEVNULL).returncode
-    if code not in (0, 1):  # random weights fail the gates that compare int8 with float32
-        raise SystemExit(f"{graph.name}: deploy ended with {code}; run again to go on from there")
+    tool = [sys.executable, "-m", "tinyvit_edge"]
+    return subprocess.run([*tool, *command], stdout=subprocess.DEVNULL).returncode
 
 
 def random_checkpoint(graph: Graph) -> Checkpoint:
@@ -204,10 +217,15 @@ def _macs(row: Row) -> int:
     return sum(row.audit.macs.values()) if row.audit else 0
 
 
+def _bound(row: Row, name: str) -> str:
+    bounds = [gate.bound for gate in row.gates if gate.name == name and gate.bound is not None]
+    return f"{bounds[0]:.1f}" if bounds else "-"
+
+
 def markdown(done: dict[str, Report], growths: list[dict[str, Any]]) -> str:
     """Both tables."""
     lines = [
-        "| model | target | precision | size, MB | GMAC | conversion SQNR, dB | same top-1, %"
+        "| model | target | precision | size, MB | GMAC | conversion SQNR, dB | least, dB"
         " | p50, ms | status |",
         "| --- | --- | --- | --: | --: | --: | --: | --: | --- |",
     ]
@@ -218,7 +236,7 @@ def markdown(done: dict[str, Report], growths: list[dict[str, Any]]) -> str:
                 f"{row.size_bytes / 1e6:.2f}" if row.size_bytes else "-",
                 f"{_macs(row) / 1e9:.2f}" if row.audit else "-",
                 f"{lost.sqnr_db:.1f}" if lost and lost.sqnr_db is not None else "-",
-                f"{100 * lost.top1_agreement:.0f}" if lost and lost.top1_agreement else "-",
+                _bound(row, "conversion SQNR"),
                 f"{_p50(row):.2f}" if _p50(row) else "-",
                 status_of(row),
             ]
@@ -239,14 +257,10 @@ def markdown(done: dict[str, Report], growths: list[dict[str, Any]]) -> str:
 
 
 def status_of(row: Row) -> str:
-    """The conversion's own gates; those against float32 mean nothing with random weights."""
+    """The gates but for classes and accuracy, which mean nothing with random weights."""
     if row.status in ("failed", "skipped", "unsupported"):
         return f"{row.status}: {row.reason}"
-    failed = [
-        gate.name
-        for gate in row.gates
-        if not gate.passed and not gate.name.startswith(("quantization", "top-1 drop"))
-    ]
+    failed = [gate.name for gate in row.gates if not gate.passed and "top-1" not in gate.name]
     return f"failed: {', '.join(failed)}" if failed else "ok"
 
 

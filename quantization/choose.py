@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinyvit_edge.data import (
-    BATCH_SIZE,
     SAMPLE_SIZE,
     ImageDataset,
+    at_a_time,
     fingerprint,
     load_batches,
     scan_folder,
@@ -235,7 +235,8 @@ def _batches(
     photos: ImageDataset,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Tensor]:
-    for images, _ in load_batches(photos, checkpoint.preprocessing, BATCH_SIZE):
+    contract = checkpoint.preprocessing
+    for images, _ in load_batches(photos, contract, at_a_time(contract.size)):
         yield torch.from_numpy(images)
         progress(len(images))
 

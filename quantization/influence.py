@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tinyvit_edge.data import at_a_time
 from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import QuantParams
 
 __all__ = ["Place", "logit_errors"]
 
-_AT_A_TIME = 4
+_AT_A_TIME = 4  # images of 224 pixels
 
 Place = tuple[str, str]
 """A layer's name, and "input" or "output"."""
@@ -69,7 +70,7 @@ def logit_errors(
     images = 0
     with attached(attach(place) for place in candidates), torch.enable_grad():
         # few at a time: autograd keeps every activation until the backward pass
-        for batch in (part for whole in batches for part in torch.split(whole, _AT_A_TIME)):
+        for batch in (part for whole in batches for part in _split(whole)):
             present = len(batch)
             logits = module(batch.clone().requires_grad_())  # (B, classes)
             signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
@@ -78,6 +79,10 @@ def logit_errors(
             if progress:
                 progress(len(batch))
     return {place: (total / images).tolist() for place, total in errors.items()}
+
+
+def _split(batch: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(batch, at_a_time(batch.shape[-1], _AT_A_TIME))
 
 
 def _errors(x: Tensor, gradient: Tensor, tried: Sequence[QuantParams]) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyvit_edge.data import ImageDataset, fingerprint, load_batches, scan_folder
+from tinyvit_edge.data import ImageDataset, at_a_time, fingerprint, load_batches, scan_folder
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.imagenet import (
     imagenet_labels,
@@ -228,6 +228,12 @@ def test_batches(tmp_path: Path) -> None:
     assert unlabelled[1] is None
     with pytest.raises(InputError, match="batch of 0"):
         next(load_batches(dataset, contract, 0))
+
+
+def test_large_images_run_fewer_at_a_time() -> None:
+    """Oracle: the areas, 512 to 224 pixels is 5.2, 384 is 2.9; a batch is never empty."""
+    assert [at_a_time(side) for side in (32, 224, 384, 512, 2048)] == [16, 16, 5, 3, 1]
+    assert [at_a_time(side, 4) for side in (224, 384, 512)] == [4, 1, 1]
 
 
 def test_a_bad_image_among_good_ones_is_named(tmp_path: Path) -> None:

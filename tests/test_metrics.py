@@ -202,8 +202,15 @@ def test_torch_logits_batches_and_keeps_the_order() -> None:
     module, images = _BatchSizes(), np.random.default_rng(0).random((35, 3, 2, 2), np.float32)
     logits = measure.torch_logits(module, images)
     np.testing.assert_array_equal(logits, images.reshape(35, -1)[:, :2])
-    assert sum(module.seen) == 35
-    assert len(module.seen) < 35
+    assert module.seen == [16, 16, 3]
+
+
+def test_torch_logits_of_large_images_take_no_more_memory() -> None:
+    """Oracle: the first two values of each image; three of 512 pixels are as 16 of 224."""
+    module, images = _BatchSizes(), np.random.default_rng(0).random((4, 1, 512, 512), np.float32)
+    logits = measure.torch_logits(module, images)
+    np.testing.assert_array_equal(logits, images.reshape(4, -1)[:, :2])
+    assert module.seen == [3, 1]
 
 
 def test_per_tensor_dynamic_ranges_see_one_image_at_a_time(

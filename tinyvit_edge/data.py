@@ -39,13 +39,14 @@ __all__ = [
     "SAMPLE_SIZE",
     "ImageDataset",
     "ImageSample",
+    "at_a_time",
     "fingerprint",
     "load_batches",
     "scan_folder",
 ]
 
 BATCH_SIZE = 16
-"""Images that PyTorch runs at a time."""
+"""Images of 224 pixels that PyTorch runs at a time; `at_a_time` of other sizes."""
 SAMPLE_SIZE = 128
 """Evenly spaced photos that calibration and parity take unless told otherwise."""
 
@@ -143,6 +144,14 @@ def scan_folder(root: str | Path, labels: Sequence[str] | None = None) -> ImageD
             f"({', '.join(IMAGE_EXTENSIONS)})"
         )
     return ImageDataset(root=root, samples=samples)
+
+
+def at_a_time(side: int, most: int = BATCH_SIZE) -> int:
+    """How many images of a side in pixels PyTorch runs in the memory of `most` images of 224.
+
+    Activations grow with an image's area, those of whole-image windows with its square.
+    """
+    return max(1, min(most, most * 224**2 // side**2))
 
 
 def load_batches(

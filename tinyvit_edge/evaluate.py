@@ -13,7 +13,7 @@ from torch import nn
 
 from tinyvit_edge import metrics
 from tinyvit_edge.bundle import read_bundle
-from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
+from tinyvit_edge.data import BATCH_SIZE, ImageDataset, at_a_time, load_batches, scan_folder
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.exporters import exporter, require
 from tinyvit_edge.worker import TargetProcess
@@ -70,7 +70,8 @@ def reference_logits(
     progress: Progress = _silent,
 ) -> FloatArray:
     """Logits (n, classes) of every image, by a PyTorch module in eval mode."""
-    batches = (images for images, _ in load_batches(dataset, preprocessing, BATCH_SIZE))
+    size = at_a_time(preprocessing.size)
+    batches = (images for images, _ in load_batches(dataset, preprocessing, size))
     return _module_logits(module, batches, progress)
 
 
@@ -78,7 +79,7 @@ def logits_of_pixels(
     module: nn.Module, pixels: Pixels, *, progress: Progress = _silent
 ) -> FloatArray:
     """The same as `reference_logits` of images that were decoded before."""
-    return _module_logits(module, pixels.batches(BATCH_SIZE), progress)
+    return _module_logits(module, pixels.batches(at_a_time(pixels.preprocessing.size)), progress)
 
 
 def _module_logits(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tinyvit_edge import metrics
+from tinyvit_edge.data import at_a_time
 from tinyvit_edge.gates import Sensitivity
 from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import DynamicLinear, StaticLayer
@@ -28,8 +29,6 @@ __all__ = [
     "torch_logits",
 ]
 
-_BATCH = 16
-
 
 def torch_logits(module: nn.Module, images: FloatArray) -> FloatArray:
     """Logits (n, classes) of normalised images (n, 3, S, S), by a module in eval mode.
@@ -38,7 +37,7 @@ def torch_logits(module: nn.Module, images: FloatArray) -> FloatArray:
     that is what a phone does; in batches otherwise.
     """
     with torch.inference_mode():
-        chunks = torch.split(torch.from_numpy(images), _batch_size(module))
+        chunks = torch.split(torch.from_numpy(images), _batch_size(module, images))
         logits: FloatArray = torch.cat([module(chunk) for chunk in chunks]).numpy()
     return logits
 
@@ -117,9 +116,9 @@ def int8_of(audit: Audit) -> Int8:
     )
 
 
-def _batch_size(module: nn.Module) -> int:
+def _batch_size(module: nn.Module, images: FloatArray) -> int:
     per_tensor = any(
         isinstance(layer, DynamicLinear) and layer.granularity == "tensor"
         for layer in module.modules()
     )
-    return 1 if per_tensor else _BATCH
+    return 1 if per_tensor else at_a_time(images.shape[-1])
