@@ -22,6 +22,8 @@ _MAX_RANK = 5
 _NARROW = 32  # elements: rows are padded to 64 bytes
 _MOST_NARROW, _MOST_MOVED, _MOST_WIDE = 0.10, 0.10, 0.05  # of the bytes that operators write
 _DEVICE = "Neural Engine"
+_LAYOUT = "--layout ane, channels first (1, C, 1, S), needs fewer: for fp32 and fp16"
+_LAID_OUT = "channels come first already: what is left cuts maps into windows and joins them"
 _ITEM = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1, "int32": 4, "bool": 1}
 
 
@@ -75,7 +77,7 @@ def lint(path: Path) -> tuple[Finding, ...]:
             passed=moved <= _MOST_MOVED,
             found=f"{100 * moved:.1f} % of the bytes written are by transposes, and by reshapes "
             "that change the last axis",
-            remedy="--layout ane, channels first (1, C, 1, S), needs fewer: for fp32 and fp16",
+            remedy=_LAID_OUT if _is_channels_first(program) else _LAYOUT,
         ),
     )
 
@@ -90,6 +92,14 @@ def _moves(program: MlProgram, operation: Operation) -> bool:
     before = program.types[source] if isinstance(source, str) else None
     after = operation.outputs[operation.name]
     return before is not None and after is not None and before.shape[-1:] != after.shape[-1:]
+
+
+def _is_channels_first(program: MlProgram) -> bool:
+    """Whether a convolution gives tokens, (1, C, 1, S): it then stands for a Linear layer."""
+    made = [step.outputs[step.name] for step in program.operations if step.type == "conv"]
+    return any(
+        one is not None and len(one.shape) == 4 and one.shape[2] == 1 < one.shape[3] for one in made
+    )
 
 
 def _share(total: int, tensors: Iterable[TensorType]) -> float:

@@ -16,6 +16,7 @@ from tinyvit_edge.deployment_ane import channels_first
 from tinyvit_edge.errors import InputError, UnsupportedError
 from tinyvit_edge.exporters import Exporter, exporter, require_precision
 from tinyvit_edge.exporters._mlprogram_reader import load_program
+from tinyvit_edge.lint import lint
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.program import Program
@@ -116,6 +117,8 @@ def test_saved_package_equals_the_module_and_moves_less(
         types = [operation.type for operation in load_program(path).operations]
         transposes[layout] = types.count("transpose")
         assert layout == "rows" or types.count("linear") == 1  # the classifier
+        (moved,) = (one for one in lint("coreml", path) if one.rule == "movement")
+        assert ("--layout ane" in str(moved.remedy)) == (layout == "rows")
         macs = target.audit(path).total_macs
         assert macs == exporter("coreml").audit(tmp_path / "rows.mlpackage").total_macs
     windows = sum(block.window < block.resolution[0] for block in _blocks(program))

@@ -153,6 +153,24 @@ def test_core_ml_rules(tmp_path: Path) -> None:
     assert narrow == {"movement", "last axis"}
 
 
+def test_a_package_of_channels_first_is_not_told_to_become_one(tmp_path: Path) -> None:
+    """Oracle: the same transpose behind a 1x1 convolution of a map, and of tokens (1, C, 1, S)."""
+
+    def remedy(name: str, shape: list[int]) -> str | None:
+        def build(x: Any) -> Any:
+            tokens = mb.reshape(x=x, shape=shape)  # (1, 4, 6, 32), or the same as tokens
+            weight = np.full((shape[1], shape[1], 1, 1), 0.5, np.float16)
+            return mb.relu(x=mb.transpose(x=mb.conv(x=tokens, weight=weight), perm=[0, 1, 3, 2]))
+
+        findings = lint("coreml", _core_ml(build, tmp_path / f"{name}.mlpackage", half=True))
+        (moved,) = (one for one in findings if one.rule == "movement")
+        assert not moved.passed
+        return moved.remedy
+
+    assert "--layout ane" in (remedy("map", [1, 4, 6, 32]) or "")
+    assert "channels come first already" in (remedy("tokens", [1, 4, 1, 192]) or "")
+
+
 def test_the_command_reads_bundles_and_files(
     cli: Callable[..., tuple[int, str, str]], onnx_artifacts: Build, tmp_path: Path
 ) -> None:

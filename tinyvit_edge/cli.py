@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tinyvit_edge.cli_apps import register as register_apps
 from tinyvit_edge.cli_common import (
-    CalibImagesOption,
-    DataOption,
+    CalibOption,
     JsonOption,
-    LimitOption,
-    MaxDropOption,
     PresetOption,
     QuietOption,
+    RangesOption,
     SizeOption,
-    ThreadsOption,
     WeightsOption,
     command_line,
     emit,
-    names,
     preset_name,
 )
+from tinyvit_edge.cli_deploy import register as register_deploying
+from tinyvit_edge.cli_lint import LintOption, show_findings
 from tinyvit_edge.cli_lint import register as register_lint
 from tinyvit_edge.cli_measure import register as register_measuring
 from tinyvit_edge.cli_measure import show_facts
 from tinyvit_edge.cli_quantize import register as register_quantizing
 from tinyvit_edge.cli_train import register as register_training
-from tinyvit_edge.precision import MAX_DROP
-
-if TYPE_CHECKING:
-    from tinyvit_edge.deploy import DeployRequest
-    from tinyvit_edge.report import Report
 
 __all__ = ["app"]
 
@@ -49,16 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-CalibOption = Annotated[
-    Path | None,
-    typer.Option("--calib", help="Photos to quantize by; keep them apart from --data."),
-]
-RangesOption = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="Ranges that 'quantize ptq' wrote, in place of --calib."),
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
 
 def _version(show: bool) -> None:
@@ -77,109 +60,7 @@ def _root(
 ) -> None: ...
 
 
-@app.command()
-def deploy(
-    weights: WeightsOption,
-    data: DataOption,
-    out: OutOption,
-    calib: CalibOption = None,
-    calibration: RangesOption = None,
-    targets: Annotated[
-        str, typer.Option(help="Comma-separated; see the targets command.")
-    ] = "onnx,executorch,tflite,coreml",
-    precisions: Annotated[
-        str, typer.Option(help="Comma-separated; see the targets command.")
-    ] = "fp32,fp16,w8-dynamic,w8a8",
-    threads: ThreadsOption = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each artifact.")] = 50,
-    limit: LimitOption = None,
-    parity_images: Annotated[
-        int, typer.Option(min=1, help="Photos that conversion loss is measured on.")
-    ] = 128,
-    calib_images: CalibImagesOption = 128,
-    max_drop: MaxDropOption = 100 * MAX_DROP,
-    image_size: SizeOption = None,
-    preprocessing: PresetOption = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at a time; default: cores, at most 4.")
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Make anew what an earlier run to --out left, too.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be built, and build nothing.")
-    ] = False,
-    json: JsonOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Convert, verify and time one checkpoint for several targets and precisions."""
-    from tinyvit_edge.console import make_display
-    from tinyvit_edge.deploy import DeployRequest
-    from tinyvit_edge.deploy import deploy as run
-
-    request = DeployRequest(
-        weights=weights,
-        data=data,
-        calib=calib,
-        calibration=calibration,
-        targets=names(targets),
-        precisions=names(precisions),
-        out=out,
-        threads=threads,
-        runs=runs,
-        limit=limit,
-        parity_images=parity_images,
-        calib_images=calib_images,
-        max_drop=max_drop / 100,
-        image_size=image_size,
-        preprocessing=preset_name(preprocessing),
-        jobs=jobs,
-        fresh=fresh,
-        command=command_line(),
-    )
-    if dry_run:
-        _show_plan(request, json)
-        return
-    _check_json(json)
-    _finish(run(request, display=make_display(quiet=quiet)), out, json)
-
-
-def _check_json(json: str | None) -> None:
-    """Before the work, not after it."""
-    from tinyvit_edge.files import check_writable
-
-    if json not in (None, "-"):
-        check_writable(Path(json).parent)
-
-
-def _show_plan(request: DeployRequest, json: str | None) -> None:
-    from tinyvit_edge.deploy import plan
-
-    cells, refused = plan(request)
-    value = {
-        "build": [cell.name for cell in cells],
-        "refused": [
-            {key: getattr(row, key) for key in ("target", "precision", "status", "reason")}
-            for row in refused
-        ],
-    }
-    if emit(value, json):
-        for cell in cells:
-            typer.echo(f"build        {request.out / cell.name}")
-        for row in refused:
-            typer.echo(f"{row.status:<12} {row.target}-{row.precision}: {row.reason}")
-
-
-def _finish(report: Report, out: Path, json: str | None) -> None:
-    from rich.console import Console
-
-    from tinyvit_edge.report import render_table, write_report
-
-    path = write_report(report, out)
-    if emit(report.to_dict(), json):
-        render_table(report, Console())
-        typer.echo(f"\n{path}\n{path.with_suffix('.html')}")
-    raise typer.Exit(report.exit_code)
+register_deploying(app)
 
 
 @app.command("import")
@@ -255,18 +136,14 @@ def export(
         str | None,
         typer.Option(help="coreml: rows (default), or ane: channels first, at fp32 and fp16."),
     ] = None,
-    lint: Annotated[
-        bool, typer.Option("--lint", help="Say what speaks against it on GPUs and NPUs.")
-    ] = False,
+    lint: LintOption = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Convert one checkpoint for one target, as a bundle."""
-    from tinyvit_edge.cli_lint import show_findings
     from tinyvit_edge.console import make_display
     from tinyvit_edge.export import ExportRequest
     from tinyvit_edge.export import export as run
-    from tinyvit_edge.lint import lint_bundle
 
     options: dict[str, str | None] = {
         "delegate": delegate,
@@ -286,14 +163,13 @@ def export(
         preprocessing=preset_name(preprocessing),
         options={name: value for name, value in options.items() if value is not None},
         check_tflite=check_tflite,
+        lint=lint,
         command=command_line(),
     )
     facts = run(request, display=make_display(quiet=quiet))
-    findings = lint_bundle(Path(facts["bundle"])) if lint else ()
-    judged = {"lint": [one.to_dict() for one in findings]} if lint else {}
-    if emit(facts | judged, json):
-        show_facts(facts)
-        show_findings(findings)
+    if emit(facts, json):
+        show_facts({name: value for name, value in facts.items() if name != "lint"})
+        show_findings(facts.get("lint", ()))
 
 
 @app.command()

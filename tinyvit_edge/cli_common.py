@@ -13,12 +13,14 @@ from tinyvit_edge.errors import InputError
 
 __all__ = [
     "CalibImagesOption",
+    "CalibOption",
     "DataOption",
     "JsonOption",
     "LimitOption",
     "MaxDropOption",
     "PresetOption",
     "QuietOption",
+    "RangesOption",
     "SizeOption",
     "ThreadsOption",
     "WeightsOption",
@@ -38,6 +40,14 @@ WeightsOption = Annotated[
 ]
 DataOption = Annotated[
     Path, typer.Option("--data", help="ImageFolder of photos, or a flat folder without labels.")
+]
+CalibOption = Annotated[
+    Path | None,
+    typer.Option("--calib", help="Photos to quantize by; keep them apart from --data."),
+]
+RangesOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Ranges that 'quantize ptq' wrote, in place of --calib."),
 ]
 LimitOption = Annotated[
     int | None,

@@ -19,6 +19,7 @@ from tinyvit_edge.cli_common import (
     emit,
     preset_name,
 )
+from tinyvit_edge.cli_lint import show_report_findings
 from tinyvit_edge.errors import InputError
 
 __all__ = ["register", "show_facts", "write_page"]
@@ -175,6 +176,7 @@ def report(
             typer.echo(render_markdown(loaded))
         else:
             render_table(loaded, Console())
+            show_report_findings(loaded)
     raise typer.Exit(loaded.exit_code)
 
 

@@ -6,6 +6,7 @@ import datetime as dt
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,12 @@ from tinyvit_edge._version import __version__
 from tinyvit_edge.bench import ROUNDS, Entry, latency_notes, measure_latency, with_speedups
 from tinyvit_edge.build import Cell
 from tinyvit_edge.console import QuietDisplay
-from tinyvit_edge.deploy_job import TIMING, DeployRequest, Job, convert_all, prepare
+from tinyvit_edge.deploy_job import LINT, TIMING, DeployRequest, Job, convert_all, prepare
 from tinyvit_edge.errors import InputError, TinyVitEdgeError
 from tinyvit_edge.exporters import exporter, missing_packages
 from tinyvit_edge.files import check_writable
 from tinyvit_edge.host import host_info
+from tinyvit_edge.lint import Finding, lint_made
 from tinyvit_edge.precision import parse_precisions
 from tinyvit_edge.quantization.choose import refuse_both
 from tinyvit_edge.report import ModelInfo, Report, Row, remove_report
@@ -88,6 +90,8 @@ def deploy(request: DeployRequest, *, display: QuietDisplay | None = None) -> Re
     verified = [outcome for outcome in outcomes if isinstance(outcome, Verified)]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Row)]
     rows = _time_all(job, [one.row for one in verified])
+    if request.lint:
+        rows = _lint_all(job, rows)
     job.results.keep_seconds(job.left.seconds)
     order = [(t, p) for t in request.targets for p in request.precisions]
     checkpoint = job.source.checkpoint
@@ -156,6 +160,26 @@ def _time_all(job: Job, rows: Sequence[Row]) -> list[Row]:
         timed.append(with_latency(row, latency, notes))
     job.left.done(TIMING, time.perf_counter() - start)
     return timed
+
+
+def _lint_all(job: Job, rows: Sequence[Row]) -> list[Row]:
+    """Judge every artifact, one target at a time."""
+    start = time.perf_counter()
+    judged: dict[str, dict[str, tuple[Finding, ...]]] = {}
+    with job.display.track(LINT, len(rows)) as advance:
+        for target in dict.fromkeys(row.target for row in rows):
+            artifacts = {
+                row.precision: job.request.out / row.artifact
+                for row in rows
+                if row.target == target and row.artifact is not None
+            }
+            judged[target] = lint_made(target, artifacts, job.source.checkpoint)
+            advance(len(artifacts))
+    job.left.done(LINT, time.perf_counter() - start)
+    return [
+        replace(row, lint=tuple(one.to_dict() for one in judged[row.target].get(row.precision, ())))
+        for row in rows
+    ]
 
 
 def _refusal(

@@ -32,10 +32,12 @@ from tinyvit_edge.types import FloatArray
 from tinyvit_edge.verify import Comparison, Verified, Yardstick, compare_with, verify
 from tinyvit_edge.worker import TargetProcess
 
-__all__ = ["TIMING", "DeployRequest", "Job", "convert_all", "prepare"]
+__all__ = ["LINT", "TIMING", "DeployRequest", "Job", "convert_all", "prepare"]
 
 TIMING = "time"
 """Name of the step that measures latency."""
+LINT = "lint"
+"""Name of the step that judges artifacts by what GPUs and NPUs take."""
 _CALIBRATION, _REFERENCE = "calibration", "float32 reference"
 
 
@@ -69,6 +71,8 @@ class DeployRequest:
     """Targets that are converted, and artifacts that are evaluated, at the same time."""
     fresh: bool = False
     """Make everything anew, whatever an earlier run left."""
+    lint: bool = False
+    """Say of each artifact what speaks against it on GPUs and NPUs."""
     command: tuple[str, ...] = ()
 
 
@@ -355,7 +359,13 @@ def _time_left(
     calibrated = any(cell.precision.calibrated for cell in cells)
     at_a_time = min(_jobs(request), len({cell.target for cell in cells}))
     return TimeLeft(
-        [_REFERENCE, *([_CALIBRATION] if calibrated else []), *names, TIMING],
+        [
+            _REFERENCE,
+            *([_CALIBRATION] if calibrated else []),
+            *names,
+            TIMING,
+            *([LINT] if request.lint else []),
+        ],
         earlier=results.seconds(),
         parallel=dict.fromkeys(names, at_a_time),
         say=display.say,

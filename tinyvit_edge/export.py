@@ -18,6 +18,7 @@ from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import exporter, require, require_precision
 from tinyvit_edge.files import check_writable, sha256_of, size_of
 from tinyvit_edge.host import host_info
+from tinyvit_edge.lint import lint_made
 from tinyvit_edge.precision import parse_precision
 from tinyvit_edge.quantization.calibration import Calibration
 from tinyvit_edge.quantization.choose import (
@@ -50,6 +51,8 @@ class ExportRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the exporter."""
     check_tflite: bool = False
+    lint: bool = False
+    """Judge the artifact by what speaks against it on GPUs and NPUs."""
     command: tuple[str, ...] = ()
 
 
@@ -100,6 +103,11 @@ def export(request: ExportRequest, *, display: QuietDisplay | None = None) -> di
     }
     if request.check_tflite:
         facts["tflite_check"] = _check_tflite(built.artifact, source)
+    if request.lint:
+        with display.track("lint", 1) as advance:
+            found = lint_made(cell.target, {cell.precision.name: built.artifact}, checkpoint)
+            advance(1)
+        facts["lint"] = [one.to_dict() for one in found[cell.precision.name]]
     return facts
 
 

@@ -202,6 +202,8 @@ class Row(_Section):
     reproducible: bool | None = None
     gates: tuple[Gate, ...] = ()
     notes: tuple[str, ...] = ()
+    lint: tuple[Mapping[str, Any], ...] = ()
+    """Each a `tinyvit_edge.lint.Finding`, where ``--lint`` asked for them."""
     seconds: float | None = None
     """Wall time of the export."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -215,7 +217,8 @@ class Row(_Section):
             if data.get(name) is not None
         }
         gates = tuple(Gate.from_dict(gate) for gate in data.get("gates", ()))
-        return cls(**{**data, **sections, "gates": gates, "notes": tuple(data.get("notes", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("notes", "lint")}
+        return cls(**{**data, **sections, **lists, "gates": gates})
 
 
 _ROW_SECTIONS: Mapping[str, type[_Section]] = {

@@ -32,6 +32,7 @@ from tinyvit_edge.errors import ConversionError, TinyVitEdgeError
 from tinyvit_edge.exporters import Audit, Exported, Exporter, Runner, exporter
 
 if TYPE_CHECKING:
+    from tinyvit_edge.lint import Finding
     from tinyvit_edge.pixels import Pixels
     from tinyvit_edge.program import Program
     from tinyvit_edge.types import FloatArray
@@ -133,6 +134,16 @@ class TargetProcess:
         audit: Audit = self._call("audit", path)
         return audit
 
+    def lint(self, path: Path) -> tuple[Finding, ...]:
+        """See `tinyvit_edge.lint.lint`."""
+        findings: tuple[Finding, ...] = self._call("lint", path)
+        return findings
+
+    def lint_lowered(self, program: Program) -> tuple[Finding, ...]:
+        """See `tinyvit_edge.lint.lint_lowered`."""
+        findings: tuple[Finding, ...] = self._call("lint_lowered", program)
+        return findings
+
     def load(self, path: Path) -> Loaded:
         """Load the artifact that `run` and `time` use."""
         loaded: Loaded = self._call("load", path)
@@ -203,6 +214,16 @@ class _Server:
 
     def audit(self, path: Path) -> Audit:
         return self._exporter.audit(path)
+
+    def lint(self, path: Path) -> tuple[Finding, ...]:
+        from tinyvit_edge.lint import lint
+
+        return lint(self._exporter.name, path)
+
+    def lint_lowered(self, program: Program) -> tuple[Finding, ...]:
+        from tinyvit_edge.lint import lint_lowered
+
+        return lint_lowered(self._exporter.name, program)
 
     def load(self, path: Path) -> Loaded:
         start = time.perf_counter()
