@@ -15,7 +15,8 @@ this one passes it on. "Least" is the gate's bound: 90 dB at ``fp32``; at ``w8a8
 PyTorch's own program moves further when its layers' inputs move by a rounding, that less 6 dB.
 
 A variant that is done is not begun again, and within one `deploy` takes up what is there: after an
-interruption or a failure, run the same command. ``variants.json`` and ``variants.md`` in ``--out``
+interruption or a failure, run the same command; with ``--again`` on a quiet machine, for the times.
+``variants.json`` and ``variants.md`` in ``--out``
 hold what is done so far.
 """
 
@@ -82,6 +83,9 @@ def main() -> None:
     parser.add_argument("--targets", default="onnx,executorch,tflite,coreml")
     parser.add_argument("--precisions", default="fp32,w8a8")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument(
+        "--again", action="store_true", help="time what is done once more, without converting it"
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else [graph.name for graph in GRAPHS]
@@ -91,7 +95,8 @@ def main() -> None:
     failed = []
     for graph in GRAPHS:
         command = command_for(graph, photos, args)
-        if graph.name in wanted and not is_done(args.out / graph.name, command):
+        done = not args.again and is_done(args.out / graph.name, command)
+        if graph.name in wanted and not done:
             failed += [graph.name] if deploy(graph, command, args.out) not in _MADE else []
         write_tables(args.out)
     print((args.out / "variants.md").read_text(), end="")

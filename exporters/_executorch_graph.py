@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
-from unittest.mock import patch
 
 __all__ = ["tidied", "tidy"]
 
@@ -30,8 +29,11 @@ def tidied() -> Iterator[None]:
         written: bytes = write(graph, *constants)
         return written
 
-    with patch.object(xnnpack_preprocess, "serialize_xnnpack_binary", tidy_and_write):
+    xnnpack_preprocess.serialize_xnnpack_binary = tidy_and_write
+    try:
         yield
+    finally:
+        xnnpack_preprocess.serialize_xnnpack_binary = write
 
 
 def tidy(graph: Any) -> None:

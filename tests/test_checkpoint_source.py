@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyvit_edge.checkpoint import load_checkpoint
-from tinyvit_edge.checkpoint_source import read_state
+from tinyvit_edge.checkpoint_source import locate, read_state
 from tinyvit_edge.errors import CheckpointError
 
 
@@ -74,6 +74,17 @@ def test_an_empty_name_is_refused():
     with pytest.raises(CheckpointError, match=r"^--weights is empty: .*bundled: ") as error:
         load_checkpoint("")
     line_of(error)
+
+
+def test_a_folder_of_photos_does_not_hide_bundled_weights(monkeypatch, tmp_path, state):
+    """Oracle: the package's own folder; a folder that has weights is what it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits" / "0").mkdir(parents=True)
+    found = locate("digits").weights
+    assert found.parent.parent.name == "weights"
+    assert found.is_file()
+    save_file(state, tmp_path / "digits" / "model.safetensors")
+    assert locate("digits").weights.samefile(tmp_path / "digits" / "model.safetensors")
 
 
 def test_hub_offline(monkeypatch, tmp_path):

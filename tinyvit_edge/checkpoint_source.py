@@ -59,12 +59,13 @@ def locate(source: str | os.PathLike[str]) -> CheckpointFiles:
     if not name:
         raise CheckpointError(f"--weights is empty: name a file or folder; {_hint(name)}")
     path = Path(source).expanduser()
+    # a folder of photos may be called as bundled weights are
+    if name in bundled_names() and not (path.is_file() or _weights_in(path)):
+        return _in_folder(_BUNDLED / name)
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
         return CheckpointFiles(weights=path)
-    if name in bundled_names():
-        return _in_folder(_BUNDLED / name)
     if _HUB_ID.fullmatch(name) and path.suffix not in _FILE_SUFFIXES:
         return _in_folder(_download(name))
     raise CheckpointError(f"{name}: no such file, folder or bundled checkpoint; {_hint(name)}")
@@ -78,17 +79,24 @@ def _hint(name: str) -> str:
 
 
 def _in_folder(folder: Path) -> CheckpointFiles:
-    def existing(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else None
-
-    weights = next(filter(None, map(existing, WEIGHT_NAMES)), None)
+    weights = _weights_in(folder)
     if weights is None:
         raise CheckpointError(
             f"{folder}: no weights in this folder; it needs {' or '.join(WEIGHT_NAMES)}"
         )
     return CheckpointFiles(
-        weights=weights, config=existing(CONFIG_NAME), processor=existing(PROCESSOR_NAME)
+        weights=weights,
+        config=_existing(folder / CONFIG_NAME),
+        processor=_existing(folder / PROCESSOR_NAME),
     )
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next(filter(None, (_existing(folder / name) for name in WEIGHT_NAMES)), None)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _download(hub_id: str) -> Path:
