@@ -23,7 +23,7 @@ from tinyvit_edge.exporters.onnx import OnnxExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.preprocessing import Preprocessing, preset
 from tinyvit_edge.program import Program
-from tinyvit_edge.quantization.qdq import QuantParams, StaticLayer
+from tinyvit_edge.quantization.qdq import DynamicLinear, QuantParams, StaticLayer, WeightOnlyLayer
 
 if TYPE_CHECKING:
     from tinyvit_edge.exporters import Exporter
@@ -148,6 +148,28 @@ def test_integer_kernels_are_exact(kind: str, tmp_path: Path) -> None:
         steps = (program.module(image).numpy() - measured) / params[1].scale
     assert np.abs(steps).max() <= 1.01
     assert (np.abs(steps) > 0.01).mean() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["w8-dynamic", "w8a8", "w8"])
+def test_a_classifier_may_have_many_classes(precision: str, tmp_path: Path, sqnr_db: Sqnr) -> None:
+    """Oracle: torch. The models of ImageNet-22k have 21,841, and the optimizer behind
+    `torch.onnx.export` folds constants of 8192 values at most.
+    """
+    torch.manual_seed(0)
+    layer, image = nn.Linear(SIZE, 21841), torch.randn(1, 3, SIZE, SIZE)
+    quantized = {
+        "w8-dynamic": lambda: DynamicLinear(layer, granularity="tensor"),
+        "w8a8": lambda: StaticLayer(
+            layer, input_params=QuantParams.from_range(-1.0, 1.0), output_params=None
+        ),
+        "w8": lambda: WeightOnlyLayer(layer),
+    }[precision]()
+    program = as_program(nn.Sequential(nn.AvgPool2d((SIZE, 1)), quantized), precision=precision)
+    OnnxExporter().export(program, tmp_path / "model.onnx")
+    measured = OnnxExporter().load(tmp_path / "model.onnx", threads=1)(image.numpy())
+    with torch.inference_mode():
+        assert sqnr_db(program.module(image), torch.from_numpy(measured)) >= MIN_SQNR_DB[precision]
+    assert OnnxExporter().audit(tmp_path / "model.onnx").weight_bytes["int8"] == SIZE * 21841
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
