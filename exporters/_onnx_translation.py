@@ -78,9 +78,11 @@ def _dequantize_weight(
     dtype: int,
     out_dtype: int = -1,
 ) -> Any:
-    # the zero points are zeros and the standard lets them be left out, but QGemm needs them
-    zero_points = op.Cast(zero_points, to=onnx.TensorProto.INT8)
-    return op.DequantizeLinear(weight, scales, zero_points, axis=axis)
+    # The zero points are zeros and the standard lets them be left out, but QGemm needs them. Not a
+    # Cast of those at hand: the optimizer behind `torch.onnx.export` folds 8192 values at most.
+    count = weight.shape[axis]
+    zeros = onnx.helper.make_tensor("zero_points", onnx.TensorProto.INT8, [count], [0] * count)
+    return op.DequantizeLinear(weight, scales, op.Constant(value=zeros), axis=axis)
 
 
 def _choose_range(x: Any, quant_min: int, quant_max: int, eps: float, dtype: int) -> Any:
