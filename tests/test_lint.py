@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from executorch_samples import Written
 from onnx_samples import Build
+from tinyvit_edge.checkpoint import load_checkpoint
+from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.exporters import TARGETS
 from tinyvit_edge.exporters import _tflite_file as tflite_file
+from tinyvit_edge.exporters._executorch_vulkan import FORM as VULKAN_FORM
 from tinyvit_edge.exporters._quiet import quiet_converter
 from tinyvit_edge.exporters.executorch import ExecuTorchExporter
-from tinyvit_edge.lint import LINTERS, Finding, lint, lint_bundle
+from tinyvit_edge.lint import LINTERS, Finding, lint, lint_bundle, lint_lowered, lint_made
+from tinyvit_edge.modeling import TinyVitForImageClassification
+from tinyvit_edge.preprocessing import preset
 
 onnx = pytest.importorskip("onnx")
 with quiet_converter():
@@ -138,6 +146,79 @@ def test_executorch_programs_say_what_is_outside(
     assert "aten::_softmax x" in broken["no delegate", "operators"]
 
 
+class _Summed(nn.Module):
+    """Two convolutions around a running sum, for which Vulkan has no operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast("Tensor", self.second(self.first(image).cumsum(1)))
+
+
+class _Gathered(nn.Module):
+    """A row of a table for every pair of tokens, as `FormOptions` "gathered" has them."""
+
+    table: Tensor
+    index: Tensor
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(2, 9))
+        self.register_buffer("index", torch.arange(pairs, dtype=torch.int32) % 9)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean((2, 3), keepdim=True)[0, :2, 0] * self.table.index_select(1, self.index)
+
+
+def test_vulkan_takes_the_form_whole_and_names_what_it_does_not(executorch_program: Any) -> None:
+    """Oracle: ExecuTorch's partitioner for Vulkan; its tables lack cumsum, and textures end at
+    16384 elements.
+    """
+    whole = executorch_program("fp32", VULKAN_FORM)
+    (taken,) = lint_lowered("executorch", whole)
+    assert taken.passed
+    assert (taken.device, taken.rule) == ("Vulkan delegate", "one partition")
+    assert taken.found.startswith("1 partitions, 0 operators outside; ")
+
+    def outside(module: nn.Module) -> list[str]:
+        found = _broken(lint_lowered("executorch", replace(whole, module=module)))
+        return [text.partition(";")[0] for text in found.values()]
+
+    assert outside(_Summed()) == ["2 partitions, 1 operators outside: aten::cumsum x1"]
+    gathered = outside(_Gathered(196**2))
+    assert gathered == ["1 partitions, 1 operators outside: aten::index_select x1"]
+
+
+def test_only_float32_is_lowered_for_a_further_delegate(
+    executorch_files: Mapping[str, Written], randomise: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Oracle: what the file says by itself; what cannot be read is said, and ends nothing."""
+    config = TinyVitConfig(
+        image_size=32,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_sizes=[4, 4],
+        num_labels=10,
+    )
+    checkpoint = replace(
+        load_checkpoint("digits"),
+        model=randomise(TinyVitForImageClassification(config)),
+        preprocessing=preset("microsoft", 32),
+    )
+    files = {name: executorch_files[name].path for name in ("fp32", "w8a8")}
+    files["fp16"] = tmp_path / "absent.pte"
+    found = lint_made("executorch", files, checkpoint)
+    assert found["w8a8"] == lint("executorch", files["w8a8"])
+    *read, lowered = found["fp32"]
+    assert tuple(read) == lint("executorch", files["fp32"])
+    assert (lowered.device, lowered.passed) == ("Vulkan delegate", True)
+    (why,) = found["fp16"]
+    assert (why.passed, "absent.pte" in why.found) == (False, True)
+
+
 def test_core_ml_rules(tmp_path: Path) -> None:
     """Oracle: programs of one defect each, and of none."""
 
@@ -187,3 +268,20 @@ def test_the_command_reads_bundles_and_files(
         lint_bundle(tmp_path)
     code, _, err = cli("lint", tmp_path / "absent.tflite")
     assert (code, "absent.tflite" in err) == (2, True)
+
+
+def test_deploy_lints_what_it_made(
+    cli: Callable[..., tuple[int, str, str]], digits_images: Path, tmp_path: Path
+) -> None:
+    """Oracle: the lint command on the bundle; `report` says it again."""
+    out = tmp_path / "out"
+    photos = ("--data", digits_images / "heldout", "--limit", 10, "--runs", 1)
+    made = ("--targets", "onnx", "--precisions", "fp32", "--out", out, "--lint", "--quiet")
+    code, text, _ = cli("deploy", "--weights", "digits", *photos, *made)
+    assert code == 0
+    judged = [one.to_dict() for one in lint_bundle(out / "onnx-fp32")]
+    (row,) = json.loads((out / "report.json").read_text())["rows"]
+    assert row["lint"] == judged
+    (said,) = (line for line in text.splitlines() if "NNAPI" in line)
+    assert said.startswith("  note ")
+    assert said in cli("report", out)[1]
