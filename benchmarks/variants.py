@@ -16,8 +16,7 @@ PyTorch's own program moves further when its layers' inputs move by a rounding, 
 
 A variant that is done is not begun again, and within one `deploy` takes up what is there: after an
 interruption or a failure, run the same command; with ``--again`` on a quiet machine, for the times.
-``variants.json`` and ``variants.md`` in ``--out``
-hold what is done so far.
+``variants.json`` and ``variants.md`` in ``--out`` hold what is done so far.
 """
 
 from __future__ import annotations
