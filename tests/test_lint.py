@@ -252,6 +252,24 @@ def test_a_package_of_channels_first_is_not_told_to_become_one(tmp_path: Path) -
     assert "channels come first already" in (remedy("tokens", [1, 4, 1, 192]) or "")
 
 
+def test_a_package_in_float16_is_not_told_to_become_one(tmp_path: Path) -> None:
+    """Oracle: a cast to float32 and back among operators in float16; and all in float32."""
+
+    def remedy(name: str, build: Callable[[Any], Any], *, half: bool) -> str:
+        findings = lint("coreml", _core_ml(build, tmp_path / f"{name}.mlpackage", half=half))
+        (typed,) = (one for one in findings if one.rule == "float16")
+        assert not typed.passed
+        return str(typed.remedy)
+
+    def mixed(x: Any) -> Any:
+        wide = mb.cast(x=mb.gelu(x=mb.relu(x=x)), dtype="fp32")
+        return mb.relu(x=mb.cast(x=wide, dtype="fp16"))
+
+    assert remedy("mixed", mixed, half=True).startswith("most is float16 already")
+    wide = remedy("wide", lambda x: mb.relu(x=mb.gelu(x=mb.relu(x=x))), half=False)
+    assert wide.startswith("export at fp16")
+
+
 def test_the_command_reads_bundles_and_files(
     cli: Callable[..., tuple[int, str, str]], onnx_artifacts: Build, tmp_path: Path
 ) -> None:
