@@ -16,7 +16,10 @@ __all__ = ["HalfCompute", "HalfStorage"]
 
 
 class HalfCompute(nn.Module):
-    """A float32 module computed in float16, with float32 input and output."""
+    """A float32 module computed in float16, with float32 input and output.
+
+    A LayerNorm's squares overflow where an activation is 256 or more away from its token's mean.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -55,10 +55,9 @@ def _merge_conversions(graph: Any) -> None:
         one = node.xnode_union
         if _kind(node) != "XNNConvert" or _is_external(values[one.output_id]):
             continue
-        wanted = values[one.output_id].xvalue_union
-        tensor = getattr(wanted, "tensor_value", wanted)
-        quantization = repr(getattr(wanted, "quant_params", None))
-        key = (one.input_id, tensor.datatype, tuple(tensor.dims), quantization)
+        wanted = values[one.output_id]
+        quantization = repr(getattr(wanted.xvalue_union, "quant_params", None))
+        key = (one.input_id, _tensor(wanted).datatype, quantization)
         kept = first.setdefault(key, one.output_id)
         if kept != one.output_id:
             _redirect(graph, one.output_id, kept)
