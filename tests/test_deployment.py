@@ -25,7 +25,7 @@ from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.program import Program
 from tinyvit_edge.variants import config_for
 
-LAYER_NORMS = [
+FORMS = [
     FormOptions(layer_norm="native"),
     FormOptions(layer_norm="linear", softmax="bounded"),
 ]
@@ -68,11 +68,11 @@ def test_equals_the_reference_on_every_variant(
     x = images((model.config.image_size,) * 2, count=1)
     with torch.inference_mode():
         reference = model(x).logits
-        for options in LAYER_NORMS:
+        for options in FORMS:
             assert sqnr_db(reference, deployment_form(model, options=options)(x)) >= LOWEST_SQNR_DB
 
 
-@pytest.mark.parametrize("options", LAYER_NORMS, ids=lambda o: o.layer_norm)
+@pytest.mark.parametrize("options", FORMS, ids=lambda o: o.layer_norm)
 @pytest.mark.parametrize("size", [(64, 64), (63, 63), (65, 97), (96, 40), (33, 130)])
 def test_equals_the_reference_at_odd_and_non_square_sizes(
     size: tuple[int, int], options: FormOptions, small_model: Model, sqnr_db: Sqnr
@@ -109,7 +109,7 @@ def test_equals_the_reference_on_other_configurations(
     )
     model = randomise(Model(config))
     x = torch.randn(2, config.num_channels, 48, 48, generator=torch.Generator().manual_seed(3))
-    for options in LAYER_NORMS:
+    for options in FORMS:
         assert_same_logits(model, x, options, sqnr_db)
 
 
@@ -128,7 +128,7 @@ def test_the_reference_is_not_changed(small_model: Model) -> None:
 def test_batch_norm_and_gradients_are_gone(small_model: Model) -> None:
     """Oracle: the form is for inference only, and its norms are the parameter-free kind."""
     assert any(isinstance(m, nn.BatchNorm2d) for m in small_model.modules())
-    for options, kind in zip(LAYER_NORMS, (Standardise, LinearStandardise), strict=True):
+    for options, kind in zip(FORMS, (Standardise, LinearStandardise), strict=True):
         form = deployment_form(small_model, options=options)
         assert not any(isinstance(m, (nn.BatchNorm2d, nn.LayerNorm)) for m in form.modules())
         # two per attention block (3 of them), one before the classifier
@@ -170,7 +170,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
 
 
-@pytest.mark.parametrize("options", LAYER_NORMS, ids=lambda o: o.layer_norm)
+@pytest.mark.parametrize("options", FORMS, ids=lambda o: o.layer_norm)
 @pytest.mark.parametrize("precision", ["fp32", "w8-dynamic", "w8a8"])
 def test_exported_graph_has_low_rank_and_no_forbidden_operator(
     precision: str, options: FormOptions, small_program: MakeProgram
@@ -222,7 +222,7 @@ def test_layer_norm_is_folded_into_every_consumer(randomise: Callable[..., Any])
     norm, consumers = nn.LayerNorm(8, eps=1e-3), (nn.Linear(8, 5), nn.Linear(8, 3))
     randomise(nn.ModuleList((norm, *consumers)))
     x = 3 + 2 * torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(1))
-    for options in LAYER_NORMS:
+    for options in FORMS:
         with torch.no_grad():
             plain, folded = fold_layer_norm(norm, consumers, options)
             for before, after in zip(consumers, folded, strict=True):
