@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tinyvit_edge.attention import AttentionBias
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
-from tinyvit_edge.deployment import AttentionBias, deployment_form
+from tinyvit_edge.deployment import deployment_form
 from tinyvit_edge.metrics import sqnr_db, top1_agreement
 from tinyvit_edge.precision import PRECISIONS, LayerKind, Precision
 from tinyvit_edge.quantization.calibration import (

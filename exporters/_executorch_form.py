@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tinyvit_edge.attention import MOST_JOINED, in_batches, strip_columns
+from tinyvit_edge.quantization.qdq import Int8AttentionBias
 from tinyvit_edge.softmax import BoundedSoftmax, NativeSoftmax
 
-__all__ = ["HalfCompute", "HalfStorage"]
+__all__ = ["HalfCompute", "HalfStorage", "integer_movement"]
 
 
 class HalfCompute(nn.Module):
@@ -45,6 +47,41 @@ class HalfStorage(nn.Module):
         widened = {name: tensor.float() for name, tensor in halves.items()}
         out: Tensor = functional_call(self.module, widened, (image,))
         return out
+
+
+def integer_movement(module: nn.Module) -> nn.Module:
+    """Copy a module, with int8 attention biases that are put together as integers.
+
+    XNNPACK's delegate takes an operator for one on int8 where its input is dequantized and its
+    result is quantized, and then moves bytes instead of floats.
+    """
+    return _replace(deepcopy(module), _integer_strip)
+
+
+class _IntegerStrip(nn.Module):
+    """An `Int8AttentionBias`'s strip, cut and joined between roundings to its own grid."""
+
+    def __init__(self, bias: Int8AttentionBias) -> None:
+        super().__init__()
+        self.bias = bias
+        self.columns = strip_columns(bias.values, bias.parts)
+
+    def forward(self) -> Tensor:
+        """Give (heads, N, N) float32."""
+        strip = self.bias.dequantized_values()
+        parts = [self.bias.rounded(strip[:, :, columns]) for columns in self.columns]
+        while len(parts) > 1:
+            parts = [self._joined(batch) for batch in in_batches(parts, MOST_JOINED)]
+        return parts[0]
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else self.bias.rounded(torch.cat(parts, 1))
+
+
+def _integer_strip(layer: nn.Module) -> nn.Module | None:
+    if isinstance(layer, Int8AttentionBias) and layer.parts > 1:
+        return _IntegerStrip(layer)
+    return None
 
 
 class _TanhGelu(nn.Module):

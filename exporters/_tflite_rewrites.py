@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.exporters._tflite_edit import new_operator, opcode, run_first, stored_apart
 from tinyvit_edge.exporters._tflite_file import (
     KERNELS,
     MOVEMENT,
@@ -28,7 +29,6 @@ __all__ = [
     "restore_float_io",
     "store_half",
     "store_int8",
-    "store_int8_tables",
 ]
 
 _OP = schema.BuiltinOperator
@@ -70,7 +70,7 @@ def quantize_fully_connected(model: Any, weights: Mapping[str, IntegerWeight]) -
         _make_int8(model, tensors[operator.inputs[1]], weight)
         # for kernels outside the delegate, whose own default is symmetric
         operator.builtinOptions.asymmetricQuantizeInputs = True
-        operator.opcodeIndex = _opcode(model, _OP.FULLY_CONNECTED, _HYBRID_PER_CHANNEL)
+        operator.opcodeIndex = opcode(model, _OP.FULLY_CONNECTED, _HYBRID_PER_CHANNEL)
 
 
 def store_int8(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
@@ -87,39 +87,9 @@ def store_int8(model: Any, weights: Mapping[str, IntegerWeight]) -> None:
     for operator, weight in _users(model, weights, KERNELS):
         index = int(operator.inputs[1])
         if index not in widened:
-            stored, widened[index] = _stored_apart(model, index, b"_int8", _DEQUANTIZE_CHANNELS)
+            stored, widened[index] = stored_apart(model, index, b"_int8", _DEQUANTIZE_CHANNELS)
             _make_int8(model, stored, weight)
-    _first(model, widened.values())
-
-
-def store_int8_tables(model: Any, tables: Mapping[str, IntegerWeight]) -> None:
-    """Store tables that are added to something as int8, widened by a DEQUANTIZE.
-
-    Args:
-        model: it is changed.
-        tables: by name, each with one scale.
-
-    Raises:
-        ConversionError: a table is not in the file.
-    """
-    widened = []
-    distinct = {table.real.tobytes(): (name, table) for name, table in tables.items()}
-    for value, (name, table) in distinct.items():
-        places = [
-            index
-            for index, tensor in enumerate(model.subgraphs[0].tensors)
-            if (data := model.buffers[tensor.buffer].data) is not None and data.tobytes() == value
-        ]
-        if not places:
-            raise ConversionError(
-                f"{name}: its table is not in the TFLite converter's graph as it was, so that it "
-                "cannot be stored as int8; report this model, or export fp16"
-            )
-        for index in places:
-            stored, operator = _stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
-            _make_int8(model, stored, table)
-            widened.append(operator)
-    _first(model, widened)
+    run_first(model, widened.values())
 
 
 def _users(
@@ -170,29 +140,10 @@ def store_half(model: Any) -> None:
             raise ConversionError(
                 f"the TFLite converter moved constant {tensor.name.decode()} off the float16 grid"
             )
-        stored, operator = _stored_apart(model, index, b"_half", _DEQUANTIZE_HALF)
+        stored, operator = stored_apart(model, index, b"_half", _DEQUANTIZE_HALF)
         stored.type, stored.buffer = TYPE.FLOAT16, add_buffer(model, half.tobytes())
         widened.append(operator)
-    _first(model, widened)
-
-
-def _stored_apart(model: Any, index: int, suffix: bytes, version: int) -> tuple[Any, Any]:
-    """Make a constant the result of a DEQUANTIZE.
-
-    Returns:
-        The tensor that will hold what is stored, and the operator.
-    """
-    tensors = model.subgraphs[0].tensors
-    stored = copy.copy(tensors[index])
-    stored.name += suffix
-    tensors[index].buffer = 0
-    tensors.append(stored)
-    return stored, _operator(model, _OP.DEQUANTIZE, len(tensors) - 1, index, version)
-
-
-def _first(model: Any, operators: Iterable[Any]) -> None:
-    graph = model.subgraphs[0]
-    graph.operators = [*operators, *graph.operators]
+    run_first(model, widened)
 
 
 def restore_float_compute(model: Any) -> None:
@@ -210,10 +161,10 @@ def restore_float_compute(model: Any) -> None:
         before, after = [], []
         for position, index in _of_type(graph, operator.inputs, TYPE.INT8):
             operator.inputs[position] = real = _float_twin(graph, index)
-            before.append(_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
+            before.append(new_operator(model, _OP.DEQUANTIZE, index, real, _DEQUANTIZE_INT8))
         for position, index in _of_type(graph, operator.outputs, TYPE.INT8):
             operator.outputs[position] = real = _float_twin(graph, index)
-            after.append(_operator(model, _OP.QUANTIZE, real, index))
+            after.append(new_operator(model, _OP.QUANTIZE, real, index))
         operators += [*before, operator, *after]
     graph.operators = operators
 
@@ -225,11 +176,11 @@ def restore_float_io(model: Any) -> None:
         for position, index in _of_type(graph, graph.inputs, type_):
             graph.inputs[position] = real = _float_twin(graph, index)
             signature.inputs[position].tensorIndex = real
-            graph.operators.insert(0, _operator(model, _OP.QUANTIZE, real, index, quantize))
+            graph.operators.insert(0, new_operator(model, _OP.QUANTIZE, real, index, quantize))
         for position, index in _of_type(graph, graph.outputs, type_):
             graph.outputs[position] = real = _float_twin(graph, index)
             signature.outputs[position].tensorIndex = real
-            graph.operators.append(_operator(model, _OP.DEQUANTIZE, index, real, dequantize))
+            graph.operators.append(new_operator(model, _OP.DEQUANTIZE, index, real, dequantize))
 
 
 def _of_type(graph: Any, indices: NDArray[Any], type_: int) -> Iterator[tuple[int, int]]:
@@ -246,24 +197,3 @@ def _float_twin(graph: Any, index: int) -> int:
     tensor.name += b"_float"
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
-
-
-def _operator(model: Any, code: int, source: int, target: int, version: int = 1) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _opcode(model, code, version)
-    operator.inputs = np.array([source], np.int32)
-    operator.outputs = np.array([target], np.int32)
-    return operator
-
-
-def _opcode(model: Any, code: int, version: int) -> int:
-    """Index of an operator code of a version, or a later one; added where there is none."""
-    for index, known in enumerate(model.operatorCodes):
-        same = max(known.builtinCode, known.deprecatedBuiltinCode) == code
-        if same and known.version >= version:
-            return index
-    added = schema.OperatorCodeT()
-    added.builtinCode, added.version = code, version
-    added.deprecatedBuiltinCode = min(code, 127)
-    model.operatorCodes.append(added)
-    return len(model.operatorCodes) - 1

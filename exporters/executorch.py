@@ -209,13 +209,17 @@ def _lower(program: Program, delegate: Delegate) -> Any:
 
 def _adapted(program: Program, delegate: Delegate) -> Program:
     """The program with the module that the delegate wants."""
-    from tinyvit_edge.exporters._executorch_form import HalfCompute, HalfStorage
+    from tinyvit_edge.exporters._executorch_form import (
+        HalfCompute,
+        HalfStorage,
+        integer_movement,
+    )
 
     half = program.precision.weights == "float16"
     if delegate == "xnnpack":
-        if half:
-            return replace(program, module=HalfCompute(program.module))
-    elif delegate == "portable" and half:
+        made = HalfCompute(program.module) if half else integer_movement(program.module)
+        return replace(program, module=made)
+    if delegate == "portable" and half:
         return replace(program, module=HalfStorage(program.module))
     return program
 

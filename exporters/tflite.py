@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tinyvit_edge.attention import AttentionBias
     from tinyvit_edge.deployment import FormOptions
     from tinyvit_edge.exporters import Runner
     from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
+    from tinyvit_edge.exporters._tflite_tables import Table
     from tinyvit_edge.program import Program
     from tinyvit_edge.quantization.qdq import (
         DynamicLinear,
@@ -144,6 +146,7 @@ def delegation(path: Path) -> tuple[int, tuple[str, ...]]:
 def _convert(program: Program) -> bytes:
     from torch import nn
 
+    from tinyvit_edge.attention import expanded
     from tinyvit_edge.program import INPUT_NAME, OUTPUT_NAME
     from tinyvit_edge.quantization.qdq import dequantized
 
@@ -152,7 +155,7 @@ def _convert(program: Program) -> bytes:
 
         def __init__(self) -> None:
             super().__init__()
-            self.module = dequantized(program.module)
+            self.module = expanded(dequantized(program.module))
 
         def forward(self, image: Tensor) -> dict[str, Tensor]:
             return {OUTPUT_NAME: self.module(image)}
@@ -190,7 +193,9 @@ def _quantization_mode(program: Program) -> Any:
 
 
 def _apply_precision(model: Any, program: Program) -> None:
+    from tinyvit_edge.attention import AttentionBias
     from tinyvit_edge.exporters import _tflite_rewrites as rewrites
+    from tinyvit_edge.exporters._tflite_tables import store_tables
     from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
 
     precision = program.precision
@@ -207,11 +212,12 @@ def _apply_precision(model: Any, program: Program) -> None:
     elif precision.weight_only:
         rewrites.store_int8(model, weights)
     tables = {
-        name: _integer_table(table)
-        for name, table in program.module.named_modules()
-        if isinstance(table, Int8AttentionBias)
+        name: _table(bias)
+        for name, bias in program.module.named_modules()
+        if isinstance(bias, Int8AttentionBias)
+        or (isinstance(bias, AttentionBias) and bias.parts > 1)
     }
-    rewrites.store_int8_tables(model, tables)
+    store_tables(model, tables)
     if precision.weights == "float16":
         rewrites.store_half(model)
 
@@ -260,16 +266,16 @@ def _integer_weight(layer: DynamicLinear | WeightOnlyLayer) -> IntegerWeight:
     )
 
 
-def _integer_table(table: Int8AttentionBias) -> IntegerWeight:
-    import numpy as np
+def _table(bias: Int8AttentionBias | AttentionBias) -> Table:
+    from tinyvit_edge.attention import strip_columns
+    from tinyvit_edge.exporters._tflite_tables import Table
+    from tinyvit_edge.quantization.qdq import Int8AttentionBias
 
-    from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
-
-    return IntegerWeight(
-        real=table().numpy(),
-        integers=table.values.numpy(),
-        scale=np.array([table.scale], np.float32),
-        axis=0,
+    return Table(
+        real=bias().numpy(),
+        values=bias.values.numpy(),
+        scale=bias.scale if isinstance(bias, Int8AttentionBias) else None,
+        columns=strip_columns(bias.values, bias.parts),
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import Attention, DeploymentForm, Mlp
+from tinyvit_edge.attention import Attention
+from tinyvit_edge.deployment import DeploymentForm, Mlp
 from tinyvit_edge.errors import DataError, InputError
 from tinyvit_edge.folding import LinearStandardise, Standardise
 from tinyvit_edge.quantization.hooks import attached

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from tinyvit_edge.attention import AttentionBias
 from tinyvit_edge.data import SAMPLE_SIZE
-from tinyvit_edge.deployment import AttentionBias
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
 from tinyvit_edge.quantization.calibration import (

@@ -21,7 +21,7 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import AttentionBias, expand_biases
+from tinyvit_edge.attention import AttentionBias, as_strip, expand_biases, strip_parts
 
 __all__ = [
     "DynamicLinear",
@@ -231,32 +231,46 @@ class DynamicLinear(_Int8Weight):
 class Int8AttentionBias(nn.Module):
     """Attention biases in int8, with one symmetric scale for the table.
 
-    Expanded to windows of 14 they would be nearly half of an int8 file, and nothing bears int8
-    better: see the ablation in docs/quantization.md.
+    Expanded to windows of 14 and in float they would be nearly half of an int8 file, and nothing
+    bears int8 better: see the ablation in docs/quantization.md. Where they are not gathered they
+    are a strip, which takes a quarter again: to move integers costs next to nothing.
     """
 
     values: Tensor
+    """int8, of the shapes of `AttentionBias`'s values."""
     index: Tensor | None
 
     def __init__(self, bias: AttentionBias) -> None:
         super().__init__()
-        rows = bias.values.reshape(1, -1)
-        quantized, scale = quantize_weight(rows)
-        self.register_buffer("values", quantized.reshape(bias.values.shape))
+        values, self.parts = bias.values, bias.parts
+        if bias.index is None and bias.parts == 1:
+            self.parts = strip_parts(values.shape[-1])
+            values = as_strip(values, self.parts)
+        quantized, scale = quantize_weight(values.reshape(1, -1))
+        self.register_buffer("values", quantized.reshape(values.shape))
         self.register_buffer("index", bias.index)
         self.scale = float(scale)
 
     def dequantized_values(self) -> Tensor:
         """Float32 values on the int8 grid, in the shape of the integers."""
         # per tensor, because ExecuTorch has no kernel for constants per channel
+        out: Tensor = _ops.dequantize_per_tensor.default(self.values, *self._grid)
+        return out
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Round float32 values of any shape to the grid, by a quantize and a dequantize."""
         out: Tensor = _ops.dequantize_per_tensor.default(
-            self.values, self.scale, 0, -_WEIGHT_MAX, _WEIGHT_MAX, torch.int8
+            _ops.quantize_per_tensor.default(x, *self._grid), *self._grid
         )
         return out
 
+    @property
+    def _grid(self) -> tuple[Any, ...]:
+        return self.scale, 0, -_WEIGHT_MAX, _WEIGHT_MAX, torch.int8
+
     def forward(self) -> Tensor:
         """Give (heads, N, N) float32."""
-        return expand_biases(self.dequantized_values(), self.index)
+        return expand_biases(self.dequantized_values(), self.index, self.parts)
 
 
 def dequantized(module: nn.Module) -> nn.Module:
@@ -273,7 +287,7 @@ def dequantized(module: nn.Module) -> nn.Module:
 
 def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, Int8AttentionBias):
-        return AttentionBias(layer.dequantized_values(), layer.index)
+        return AttentionBias(layer.dequantized_values(), layer.index, layer.parts)
     if not isinstance(layer, (DynamicLinear, WeightOnlyLayer)):
         return None
     weight = layer.dequantized_weight()

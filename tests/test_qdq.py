@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import AttentionBias, FormOptions
+from tinyvit_edge.attention import AttentionBias
+from tinyvit_edge.deployment import FormOptions
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.qdq import (
     DynamicLinear,

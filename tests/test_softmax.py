@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import Attention, FormOptions, deployment_form
+from tinyvit_edge.attention import HeadGroup
+from tinyvit_edge.deployment import FormOptions, deployment_form
 from tinyvit_edge.exporters._executorch_form import HalfCompute
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.softmax import BoundedSoftmax, NativeSoftmax, choose_softmax, score_bound
@@ -84,7 +85,7 @@ def test_bounded_softmax_equals_softmax_up_to_the_bound(level: float, sqnr_db: S
 def test_float16_arithmetic_keeps_the_shift(small_model: TinyVitForImageClassification) -> None:
     """Oracle: float16's exponential, which overflows at 11.1: no bounded softmax is left."""
     form = deployment_form(small_model, options=FormOptions(softmax="bounded"))
-    attentions = [module for module in form.modules() if isinstance(module, Attention)]
-    assert any(isinstance(attention.weigh, BoundedSoftmax) for attention in attentions)
+    groups = [module for module in form.modules() if isinstance(module, HeadGroup)]
+    assert any(isinstance(group.weigh, BoundedSoftmax) for group in groups)
     half: Any = HalfCompute(form)
     assert not any(isinstance(module, BoundedSoftmax) for module in half.modules())

@@ -7,18 +7,18 @@ static shapes. Each step is exact in real arithmetic:
 2. LayerNorm's scale and shift are folded into the Linear layers that consume it, so every target
    quantizes the same tensor there.
 3. q, k and v are three Linear layers (no Split), and the attention scale is folded into q.
-4. Attention biases are (heads, N, N) constants, or gathered from one a target's runtime folds.
+4. Attention biases are constants, in the storage that a target's runtime is best served by.
 5. Windows are cut and joined with tensors of rank 4 at most. Tokens are rows (B * L, C) between
    convolutions: a Linear layer takes rows without a reshape, and after a convolution ExecuTorch
    takes every tensor of rank 4 for an image, and turns its layout back and forth.
-6. Attention is two 3-D batched products and a softmax (no fused attention, no expand).
+6. Attention is two 3-D batched products and a softmax (no fused attention, no expand), of some
+   heads at a time where all their scores would not stay in a cache (`tinyvit_edge.attention`).
 
 What a target wants to be different is a field of `FormOptions`, not another copy of the model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvit_edge.attention import Attention
 from tinyvit_edge.errors import InputError
-from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm, split_qkv
-from tinyvit_edge.softmax import SoftmaxKind, choose_softmax
+from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm
+from tinyvit_edge.softmax import SoftmaxKind
 
 if TYPE_CHECKING:
     from tinyvit_edge.modeling import TinyVitForImageClassification
@@ -233,87 +234,6 @@ class Block(nn.Module):
         if padded:
             x = x.reshape(-1, padded_height, padded_width, channels)[:, :height, :width]
         return x.reshape(-1, channels)
-
-
-class AttentionBias(nn.Module):
-    """Attention biases, one for every pair of tokens of a window."""
-
-    values: Tensor
-    """(heads, N, N) or, where there is an index, (heads, offsets)."""
-    index: Tensor | None
-    """(N * N,) int32: the offset of each pair."""
-
-    def __init__(self, values: Tensor, index: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("values", values)
-        self.register_buffer("index", index)
-
-    def forward(self) -> Tensor:
-        """Give (heads, N, N)."""
-        return expand_biases(self.values, self.index)
-
-
-def expand_biases(values: Tensor, index: Tensor | None) -> Tensor:
-    """Give the biases (heads, N, N) of an `AttentionBias`'s values."""
-    if index is None:
-        return values
-    tokens = math.isqrt(len(index))
-    return values.index_select(1, index).reshape(-1, tokens, tokens)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of the windows, with a materialised bias."""
-
-    def __init__(self, attention: Any, options: FormOptions) -> None:
-        super().__init__()
-        self.heads: int = attention.num_heads
-        self.head_dim: int = attention.head_dim
-        q, k, v = split_qkv(attention.qkv, self.heads)
-        q.weight.mul_(attention.scale)
-        q.bias.mul_(attention.scale)
-        self.norm, (self.q, self.k, self.v) = fold_layer_norm(attention.norm, (q, k, v), options)
-        self.proj = copy_linear(attention.proj)
-        table = attention.attention_biases.detach().clone()  # (heads, offsets)
-        index = attention.attention_bias_idxs  # (N, N)
-        self.tokens = len(index)
-        gathered = options.attention_bias == "gathered"
-        self.bias = (
-            AttentionBias(table, index.flatten().int())
-            if gathered
-            else AttentionBias(table[:, index])
-        )
-        self.weigh = choose_softmax(options.softmax, self.q, self.k, table, self.tokens)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map rows (windows * N, C) to the same shape."""
-        x = self.norm(x)
-        q, k, v = (self._heads(layer(x)) for layer in (self.q, self.k, self.v))  # (W*h, N, d)
-        scores = self._biased(torch.bmm(q, k.transpose(1, 2)))  # (W*h, N, N)
-        heads = self.weigh(scores, v)  # (W*h, N, d)
-        out: Tensor = self.proj(self._rows(heads))
-        return out
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Map (W*N, h*d) to (W*h, N, d). One window needs no axis for it."""
-        if len(x) == self.tokens:
-            return x.reshape(self.tokens, self.heads, self.head_dim).transpose(0, 1)
-        x = x.reshape(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
-        return x.reshape(-1, self.tokens, self.head_dim)
-
-    def _biased(self, scores: Tensor) -> Tensor:
-        """Add the biases to (W*h, N, N)."""
-        if len(scores) == self.heads:
-            biased: Tensor = scores + self.bias()
-            return biased
-        windows: Tensor = scores.reshape(-1, self.heads, self.tokens, self.tokens) + self.bias()
-        return windows.reshape(scores.shape)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """Map (W*h, N, d) to (W*N, h*d)."""
-        if len(x) == self.heads:
-            return x.transpose(0, 1).reshape(self.tokens, -1)
-        x = x.reshape(-1, self.heads, self.tokens, self.head_dim).transpose(1, 2)
-        return x.reshape(-1, self.heads * self.head_dim)
 
 
 class Mlp(nn.Module):

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.deployment import Attention, DeploymentForm, Mlp
+from tinyvit_edge.attention import Attention
+from tinyvit_edge.deployment import DeploymentForm, Mlp
 from tinyvit_edge.folding import Standardise
 
 __all__ = ["ChannelsFirst", "channels_first"]
@@ -120,7 +121,7 @@ class _Attention(nn.Module):
         self.q, self.k, self.v = map(_pointwise, (attention.q, attention.k, attention.v))
         self.proj = _pointwise(attention.proj)
         # scores are (keys, queries) here
-        self.register_buffer("bias", attention.bias().transpose(1, 2).contiguous())
+        self.register_buffer("bias", attention.biases().transpose(1, 2).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map windows (W, C, 1, N) to the same shape."""

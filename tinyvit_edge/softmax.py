@@ -31,12 +31,16 @@ _LARGEST = 72.0
 """float32's exponential overflows at 88.7 and loses digits below -87.3: room for a sum of
 thousands, and for weights and tokens that are rounded to a few bits."""
 
+_LONGEST_ROW = 196
+"""Scores a row: of more, as at windows of 16, XNNPACK's own softmax is the faster."""
+
 
 def choose_softmax(
     kind: SoftmaxKind, q: nn.Linear, k: nn.Linear, bias: Tensor, tokens: int
 ) -> nn.Module:
     """The module for one attention of `tokens` tokens; see `score_bound` for the rest."""
-    if kind == "bounded" and score_bound(q, k, bias) <= _LARGEST:
+    short = tokens <= _LONGEST_ROW
+    if kind == "bounded" and short and score_bound(q, k, bias) <= _LARGEST:
         return BoundedSoftmax(tokens)
     return NativeSoftmax()
 

@@ -1,0 +1,65 @@
+"""New operators, and constants that become results, in a TFLite model object."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+__all__ = ["new_operator", "opcode", "run_first", "stored_apart"]
+
+
+def new_operator(
+    model: Any, code: int, inputs: int | Iterable[int], output: int, version: int = 1
+) -> Any:
+    """An operator between tensors, which is not in the graph yet.
+
+    Args:
+        model: gets the operator's code where it lacks it.
+        code: of ``schema.BuiltinOperator``.
+        inputs: indices of tensors.
+        output: index of a tensor.
+        version: the operator's lowest.
+    """
+    operator = schema.OperatorT()
+    operator.opcodeIndex = opcode(model, code, version)
+    operator.inputs = np.array([inputs] if isinstance(inputs, int) else [*inputs], np.int32)
+    operator.outputs = np.array([output], np.int32)
+    return operator
+
+
+def opcode(model: Any, code: int, version: int) -> int:
+    """Index of an operator code of a version, or a later one; added where there is none."""
+    for index, known in enumerate(model.operatorCodes):
+        same = max(known.builtinCode, known.deprecatedBuiltinCode) == code
+        if same and known.version >= version:
+            return index
+    added = schema.OperatorCodeT()
+    added.builtinCode, added.version = code, version
+    added.deprecatedBuiltinCode = min(code, 127)
+    model.operatorCodes.append(added)
+    return len(model.operatorCodes) - 1
+
+
+def stored_apart(model: Any, index: int, suffix: bytes, version: int) -> tuple[Any, Any]:
+    """Make a constant the result of a DEQUANTIZE.
+
+    Returns:
+        The tensor that will hold what is stored, and the operator.
+    """
+    tensors = model.subgraphs[0].tensors
+    stored = copy.copy(tensors[index])
+    stored.name += suffix
+    tensors[index].buffer = 0
+    tensors.append(stored)
+    dequantize = schema.BuiltinOperator.DEQUANTIZE
+    return stored, new_operator(model, dequantize, len(tensors) - 1, index, version)
+
+
+def run_first(model: Any, operators: Iterable[Any]) -> None:
+    """Put operators before all others."""
+    graph = model.subgraphs[0]
+    graph.operators = [*operators, *graph.operators]

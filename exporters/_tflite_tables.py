@@ -1,0 +1,155 @@
+"""Attention biases of a TFLite model as they are stored: in int8, as strips, or both.
+
+The converter sees them expanded: it would fold what puts them together. So each is found by its
+value in the converted model, and becomes the result of the operators that make it from less.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from tinyvit_edge.attention import MOST_JOINED, in_batches
+from tinyvit_edge.errors import ConversionError
+from tinyvit_edge.exporters._tflite_edit import new_operator, run_first, stored_apart
+from tinyvit_edge.exporters._tflite_file import TYPE, add_buffer
+
+__all__ = ["Table", "store_tables"]
+
+_OP = schema.BuiltinOperator
+_DEQUANTIZE_INT8 = 2
+_MOVEMENT_INT8 = 2  # the version of SLICE and of CONCATENATION that takes it
+_PARTS_AXIS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Attention biases of some heads."""
+
+    real: NDArray[np.float32]
+    """(heads, N, N): what the converted model holds, bit for bit."""
+    values: NDArray[Any]
+    """What to store: of the same shape or, of a strip, (heads, rows, columns); int8 or float32."""
+    scale: float | None
+    """Of int8 values."""
+    columns: tuple[slice, ...]
+    """Where each part of `real` is in a strip; one part where the values are no strip."""
+
+
+def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
+    """Store tables in their own form.
+
+    Args:
+        model: a converted model; it is changed.
+        tables: by name.
+
+    Raises:
+        ConversionError: a table is not in the file.
+    """
+    first: list[Any] = []
+    distinct = {table.real.tobytes(): (name, table) for name, table in tables.items()}
+    tensors = model.subgraphs[0].tensors
+    for value, (name, table) in distinct.items():
+        places = [
+            index
+            for index, tensor in enumerate(tensors)
+            if (data := model.buffers[tensor.buffer].data) is not None and data.tobytes() == value
+        ]
+        if not places:
+            raise ConversionError(
+                f"{name}: its table is not in the TFLite converter's graph as it was, so that it "
+                "cannot be stored in its own form; report this model, or export onnx"
+            )
+        for index in places:
+            widened = []
+            if table.scale is not None:
+                stored, dequantize = stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
+                _make_int8(stored, table.scale)
+                index, widened = len(tensors) - 1, [dequantize]
+            first += [*_stored(model, index, table), *widened]
+    run_first(model, first)
+
+
+def _make_int8(tensor: Any, scale: float) -> None:
+    tensor.type, tensor.quantization = TYPE.INT8, schema.QuantizationParametersT()
+    tensor.quantization.scale = np.array([scale], np.float32)
+    tensor.quantization.zeroPoint = np.zeros(1, np.int64)
+
+
+def _stored(model: Any, index: int, table: Table) -> list[Any]:
+    """Give a tensor its values; the operators that put them together are returned."""
+    tensors = model.subgraphs[0].tensors
+    buffer = add_buffer(model, table.values.tobytes())
+    if len(table.columns) == 1:
+        tensors[index].buffer = buffer
+        return []
+    tensors[index].buffer = 0
+    strip = _like(model, index, table.values.shape, b"_strip")
+    tensors[strip].buffer = buffer
+    heads, rows, _ = table.values.shape
+    shape = (heads, rows, table.real.shape[2])
+    size = _integers(model, shape)
+    parts, operators = [], []
+    for number, columns in enumerate(table.columns):
+        begin = _integers(model, (0, 0, columns.start))
+        parts.append(_like(model, index, shape, b"_part_%d" % number))
+        operators.append(
+            new_operator(model, _OP.SLICE, (strip, begin, size), parts[-1], _MOVEMENT_INT8)
+        )
+        operators[-1].builtinOptionsType = schema.BuiltinOptions.SliceOptions
+        operators[-1].builtinOptions = schema.SliceOptionsT()
+    return operators + _joined(model, parts, index)
+
+
+def _joined(model: Any, parts: list[int], index: int) -> list[Any]:
+    """Concatenate tensors into a tensor, by as many operators as XNNPACK's limit asks for."""
+    tensors = model.subgraphs[0].tensors
+    operators = []
+    while len(parts) > 1:
+        joined = []
+        for batch in in_batches(parts, MOST_JOINED):
+            if len(batch) == 1:
+                joined += batch
+                continue
+            heads, _, columns = tensors[batch[0]].shape
+            shape = (heads, sum(tensors[part].shape[1] for part in batch), columns)
+            last = len(batch) == len(parts)
+            joined.append(index if last else _like(model, index, shape, b"_joined"))
+            operators.append(_concatenation(model, batch, joined[-1]))
+        parts = joined
+    return operators
+
+
+def _concatenation(model: Any, parts: list[int], output: int) -> Any:
+    operator = new_operator(model, _OP.CONCATENATION, parts, output, _MOVEMENT_INT8)
+    operator.builtinOptionsType = schema.BuiltinOptions.ConcatenationOptions
+    operator.builtinOptions = schema.ConcatenationOptionsT()
+    operator.builtinOptions.axis = _PARTS_AXIS
+    return operator
+
+
+def _like(model: Any, index: int, shape: tuple[int, ...], suffix: bytes) -> int:
+    """Add a tensor of another's type and scale, and give its index."""
+    tensors = model.subgraphs[0].tensors
+    made = copy.copy(tensors[index])
+    made.shape, made.shapeSignature, made.buffer = np.array(shape, np.int32), None, 0
+    made.name += suffix
+    tensors.append(made)
+    return len(tensors) - 1
+
+
+def _integers(model: Any, values: tuple[int, ...]) -> int:
+    """Add a constant (n,) int32, and give its index."""
+    tensor = schema.TensorT()
+    content = np.array(values, np.int32)
+    tensor.shape, tensor.type = np.array(content.shape, np.int32), TYPE.INT32
+    tensor.buffer, tensor.name = add_buffer(model, content.tobytes()), b"%d_%d_%d" % values
+    tensors = model.subgraphs[0].tensors
+    tensors.append(tensor)
+    return len(tensors) - 1
