@@ -33,17 +33,30 @@ class Conversions:
 
 
 def conversions(
-    steps: Iterable[Step], *, floats: Collection[Hashable] = (), folds: bool = False
+    steps: Iterable[Step],
+    *,
+    constants: Collection[Hashable] = (),
+    floats: Collection[Hashable] = (),
+    folds: bool = False,
 ) -> Conversions:
     """Count a file's conversions.
 
     Args:
-        steps: the operators of these kinds; an int8 GELU, say, is none.
+        steps: the operators of these kinds, in order, one for each of several inputs; an int8
+            GELU, say, is none.
+        constants: what is no activation. Steps that read one, or what is made of one by moves
+            alone, do not count.
         floats: activations that operators in floating point, or nobody in the file, read.
         folds: the file is in QDQ form: a layer of floats behind a dequantize and before a quantize,
             which the runtime makes one int8 kernel of.
     """
-    return _Flow(tuple(steps), floats=frozenset(floats), folds=folds).count()
+    fixed, live = set(constants), []
+    for step in steps:
+        if step.source not in fixed:
+            live.append(step)
+        elif step.role == "move":
+            fixed.add(step.result)
+    return _Flow(tuple(live), floats=frozenset(floats), folds=folds).count()
 
 
 class _Flow:

@@ -14,12 +14,13 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvit_edge.attention import MOST_JOINED
 from tinyvit_edge.errors import InputError, UnsupportedError
 from tinyvit_edge.exporters import Audit, Product
 from tinyvit_edge.exporters._conversions import Role, Step, conversions
@@ -102,13 +103,16 @@ def audit(path: Path) -> Audit:
         )
     weight_bytes, found = _undelegated(plan)
     steps: list[Step] = []
+    constants: set[Hashable] = set()
     for number, delegate in enumerate(plan.delegates):
         payload = file.program.backend_delegate_data[delegate.processed.index].data
         graph = _xnnpack_graph(bytes(payload))
         weight_bytes += _constant_bytes(graph)
         found += [product for _, product in _xnnpack_products(graph)]
-        steps += _xnnpack_steps(graph, number, _constant_arguments(plan, number))
-    return Audit.of(found, weight_bytes=weight_bytes, conversions=conversions(steps))
+        steps += _xnnpack_steps(graph, number)
+        constants |= _xnnpack_constants(graph, number, _constant_arguments(plan, number))
+    counted = conversions(steps, constants=constants)
+    return Audit.of(found, weight_bytes=weight_bytes, conversions=counted)
 
 
 def read_program(path: Path) -> Any:
@@ -297,30 +301,42 @@ def _is_constant(value: Any) -> bool:
     return bool(getattr(value, "data_buffer_idx", 0)) and value.allocation_info is None
 
 
-def _xnnpack_steps(graph: Any, number: int, constants: Collection[int]) -> Iterator[Step]:
-    """What the nodes of the delegate of a number do to 8-bit activations.
+def _xnnpack_constants(graph: Any, number: int, arguments: Collection[int]) -> set[Hashable]:
+    """The values of the delegate of a number that are constants, its own or given as arguments."""
+    return {
+        (number, index)
+        for index, value in _values(graph).items()
+        if value["constant_buffer_idx"] or value["external_id"] in arguments
+    }
 
-    Args:
-        graph: of the delegate.
-        number: of the delegate.
-        constants: external inputs of the graph that are no activations.
-    """
+
+def _xnnpack_steps(graph: Any, number: int) -> Iterator[Step]:
+    """What the nodes of the delegate of a number do to 8-bit values."""
     values = _values(graph)
     layers = {result for result, product in _xnnpack_products(graph) if product.dtype == "int8"}
     for node in graph["xnodes"]:
         kind, args = node["xnode_union_type"], node["xnode_union"]
         source, result = args.get("input1_id", args.get("input_id")), args.get("output_id")
-        role: Role
+        sources = [source]
+        role: Role | None = None
         if result in layers:
             role = "layer"
-        elif kind == "XNNConvert" and values[source]["external_id"] not in constants:
+        elif kind == "XNNConvert":
             rounds = values[result]["datatype"] in _EIGHT_BITS
             role = "quantize" if rounds else "dequantize"
-        elif kind in _MOVEMENT and values[source]["datatype"] in _EIGHT_BITS:
-            role = "move"
-        else:
-            continue
-        yield Step(role=role, source=(number, source), result=(number, result))
+        elif source in values and values[source]["datatype"] in _EIGHT_BITS:
+            if kind.startswith("XNNConcatenate"):
+                role, sources = "move", _concatenated(args)
+            elif kind in _MOVEMENT:
+                role = "move"
+        if role is not None:
+            for one in sources:
+                yield Step(role=role, source=(number, one), result=(number, result))
+
+
+def _concatenated(args: Any) -> list[int]:
+    names = (f"input{place}_id" for place in range(1, MOST_JOINED + 1))
+    return [args[name] for name in names if args.get(name, _NO_VALUE) != _NO_VALUE]
 
 
 def _reduction(kind: str, args: Any, weight: Sequence[int]) -> int:

@@ -47,7 +47,14 @@ def audit(model: Any) -> Audit:
     return Audit.of(
         (product for operator in graph.operators if (product := _product(model, operator))),
         weight_bytes=weight_bytes,
-        conversions=conversions(_steps(model)),
+        conversions=conversions(
+            _steps(model),
+            constants={
+                index
+                for index, tensor in enumerate(graph.tensors)
+                if constant(model, tensor) is not None
+            },
+        ),
     )
 
 
@@ -85,8 +92,6 @@ def _steps(model: Any) -> Iterator[Step]:
         name = operator_name(model, operator)
         source, result = int(operator.inputs[0]), int(operator.outputs[0])
         tensor = graph.tensors[source]
-        if constant(model, tensor) is not None:
-            continue
         role: Role
         product = _product(model, operator)
         if name == "QUANTIZE":
@@ -101,4 +106,5 @@ def _steps(model: Any) -> Iterator[Step]:
             role = "move"
         else:
             continue
-        yield Step(role=role, source=source, result=result)
+        sources = operator.inputs.tolist() if name == "CONCATENATION" else [source]
+        yield from (Step(role=role, source=one, result=result) for one in sources)

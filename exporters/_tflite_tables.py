@@ -1,7 +1,7 @@
-"""Attention biases of a TFLite model as they are stored: in int8, as strips, or both.
+"""Attention biases of a TFLite model in int8, put together from strips and widened.
 
-The converter sees them expanded: it would fold what puts them together. So each is found by its
-value in the converted model, and becomes the result of the operators that make it from less.
+The converter sees them as expanded float constants, for it would fold the rest. So each is found
+by its value in the converted model, and becomes the result of the operators that make it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ class Table:
 
     real: NDArray[np.float32]
     """(heads, N, N): what the converted model holds, bit for bit."""
-    values: NDArray[Any]
-    """What to store: of the same shape or, of a strip, (heads, rows, columns); int8 or float32."""
-    scale: float | None
-    """Of int8 values."""
+    integers: NDArray[np.int8]
+    """What to store: a strip (heads, rows, columns), or as `real`."""
+    scale: float
     columns: tuple[slice, ...]
-    """Where each part of `real` is in a strip; one part where the values are no strip."""
+    """Where each part of `real` is in the strip; one part where it is none."""
 
 
 def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
-    """Store tables in their own form.
+    """Store tables as their integers.
 
     Args:
         model: a converted model; it is changed.
@@ -64,15 +63,12 @@ def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
         if not places:
             raise ConversionError(
                 f"{name}: its table is not in the TFLite converter's graph as it was, so that it "
-                "cannot be stored in its own form; report this model, or export onnx"
+                "cannot be stored as int8; report this model, or export onnx"
             )
         for index in places:
-            widened = []
-            if table.scale is not None:
-                stored, dequantize = stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
-                _make_int8(stored, table.scale)
-                index, widened = len(tensors) - 1, [dequantize]
-            first += [*_stored(model, index, table), *widened]
+            stored, dequantize = stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
+            _make_int8(stored, table.scale)
+            first += [*_put_together(model, len(tensors) - 1, table), dequantize]
     run_first(model, first)
 
 
@@ -82,17 +78,17 @@ def _make_int8(tensor: Any, scale: float) -> None:
     tensor.quantization.zeroPoint = np.zeros(1, np.int64)
 
 
-def _stored(model: Any, index: int, table: Table) -> list[Any]:
+def _put_together(model: Any, index: int, table: Table) -> list[Any]:
     """Give a tensor its values; the operators that put them together are returned."""
     tensors = model.subgraphs[0].tensors
-    buffer = add_buffer(model, table.values.tobytes())
+    buffer = add_buffer(model, table.integers.tobytes())
     if len(table.columns) == 1:
         tensors[index].buffer = buffer
         return []
     tensors[index].buffer = 0
-    strip = _like(model, index, table.values.shape, b"_strip")
+    strip = _like(model, index, table.integers.shape, b"_strip")
     tensors[strip].buffer = buffer
-    heads, rows, _ = table.values.shape
+    heads, rows, _ = table.integers.shape
     shape = (heads, rows, table.real.shape[2])
     size = _integers(model, shape)
     parts, operators = [], []

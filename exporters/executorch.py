@@ -101,7 +101,12 @@ class ExecuTorchExporter:
 
         if self.delegate != "xnnpack":
             return FormOptions(dynamic_range="token")
-        return FormOptions(layer_norm="linear", softmax="bounded", dynamic_range="token")
+        return FormOptions(
+            layer_norm="linear",
+            softmax="bounded",
+            half_biases="float16 strip",
+            dynamic_range="token",
+        )
 
     def export(self, program: Program, path: Path) -> Exported:
         """Write a program as a ``.pte``.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tinyvit_edge.attention import AttentionBias
     from tinyvit_edge.deployment import FormOptions
     from tinyvit_edge.exporters import Runner
     from tinyvit_edge.exporters._tflite_rewrites import IntegerWeight
@@ -146,7 +145,6 @@ def delegation(path: Path) -> tuple[int, tuple[str, ...]]:
 def _convert(program: Program) -> bytes:
     from torch import nn
 
-    from tinyvit_edge.attention import expanded
     from tinyvit_edge.program import INPUT_NAME, OUTPUT_NAME
     from tinyvit_edge.quantization.qdq import dequantized
 
@@ -155,7 +153,7 @@ def _convert(program: Program) -> bytes:
 
         def __init__(self) -> None:
             super().__init__()
-            self.module = expanded(dequantized(program.module))
+            self.module = dequantized(program.module)
 
         def forward(self, image: Tensor) -> dict[str, Tensor]:
             return {OUTPUT_NAME: self.module(image)}
@@ -193,7 +191,6 @@ def _quantization_mode(program: Program) -> Any:
 
 
 def _apply_precision(model: Any, program: Program) -> None:
-    from tinyvit_edge.attention import AttentionBias
     from tinyvit_edge.exporters import _tflite_rewrites as rewrites
     from tinyvit_edge.exporters._tflite_tables import store_tables
     from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
@@ -215,7 +212,6 @@ def _apply_precision(model: Any, program: Program) -> None:
         name: _table(bias)
         for name, bias in program.module.named_modules()
         if isinstance(bias, Int8AttentionBias)
-        or (isinstance(bias, AttentionBias) and bias.parts > 1)
     }
     store_tables(model, tables)
     if precision.weights == "float16":
@@ -266,15 +262,14 @@ def _integer_weight(layer: DynamicLinear | WeightOnlyLayer) -> IntegerWeight:
     )
 
 
-def _table(bias: Int8AttentionBias | AttentionBias) -> Table:
+def _table(bias: Int8AttentionBias) -> Table:
     from tinyvit_edge.attention import strip_columns
     from tinyvit_edge.exporters._tflite_tables import Table
-    from tinyvit_edge.quantization.qdq import Int8AttentionBias
 
     return Table(
         real=bias().numpy(),
-        values=bias.values.numpy(),
-        scale=bias.scale if isinstance(bias, Int8AttentionBias) else None,
+        integers=bias.values.numpy(),
+        scale=bias.scale,
         columns=strip_columns(bias.values, bias.parts),
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tinyvit_edge.attention import Attention
 from tinyvit_edge.quantization.coded import CodedLayer
 from tinyvit_edge.quantization.hooks import attached
 from tinyvit_edge.quantization.qdq import (
@@ -39,10 +40,12 @@ class IntegerDemand:
     """Those of all other layers and of the products of two activations."""
     quantize: int = 0
     """Most quantize operators that a file needs: one an int8 layer, for its input. Layers of one
-    input may share it, and a layer right behind another needs none."""
+    input may share it, and a layer right behind another needs none. Where attention works on its
+    heads in groups, one a group."""
     dequantize: int = 0
     """Most dequantize operators that a file needs: two a layer with int8 result, for the residual
-    add and for what else reads it may each widen their own."""
+    add and for what else reads it may each widen their own; and one a group of heads, of each of
+    q, k and v."""
 
 
 def integer_demand(module: nn.Module, image: Tensor) -> IntegerDemand:
@@ -62,6 +65,7 @@ def integer_demand(module: nn.Module, image: Tensor) -> IntegerDemand:
     rounded = sum(
         isinstance(one, StaticLayer) and one.output_params is not None for one in layers.values()
     )
+    groups = sum(len(one.groups) - 1 for one in module.modules() if isinstance(one, Attention))
     with _Products() as products:
         macs = _macs(module, layers, image)
     int8_macs = sum(macs[name] for name in integer)
@@ -69,8 +73,8 @@ def integer_demand(module: nn.Module, image: Tensor) -> IntegerDemand:
         weight_bytes=dict(sorted(weight_bytes.items())),
         int8_macs=int8_macs,
         float_macs=sum(macs.values()) - int8_macs + products.macs,
-        quantize=len(integer),
-        dequantize=_WIDENED * rounded,
+        quantize=len(integer) + groups,
+        dequantize=_WIDENED * rounded + len("qkv") * groups,
     )
 
 

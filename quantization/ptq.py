@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from tinyvit_edge.attention import AttentionBias
+from tinyvit_edge.attention import AttentionBias, HalfBiases
 from tinyvit_edge.data import SAMPLE_SIZE
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.precision import MAX_DROP, PRECISIONS, Precision, parse_precision
@@ -71,7 +71,7 @@ def quantize(
     dynamic_range: Literal["token", "tensor"] = "token",
     requantize_weights: bool = False,
     linear_outputs: Literal["int8", "float"] = "int8",
-    half_biases: Literal["float16", "int8"] = "float16",
+    half_biases: HalfBiases = "float16",
 ) -> nn.Module:
     """Copy a float deployment form at a precision.
 
@@ -91,9 +91,12 @@ def quantize(
         InputError: ranges or rounded weights are needed and missing, for all layers or for one.
     """
     module = deepcopy(module)
-    if precision.quantized or (precision.weights, half_biases) == ("float16", "int8"):
+    half = precision.weights == "float16"
+    if precision.quantized or (half and half_biases == "int8"):
         replace_layers(module, _int8_attention_bias)
-    if precision.weights == "float16":
+    elif half and half_biases == "float16 strip":
+        replace_layers(module, _strip)
+    if half:
         return _round_to_half(module)
     if not precision.quantized:
         return module
@@ -135,6 +138,10 @@ def _ranges(name: str, calibration: Calibration) -> LayerRanges:
 
 def _int8_attention_bias(_: str, module: nn.Module) -> nn.Module | None:
     return Int8AttentionBias(module) if isinstance(module, AttentionBias) else None
+
+
+def _strip(_: str, module: nn.Module) -> nn.Module | None:
+    return module.stripped() if isinstance(module, AttentionBias) else None
 
 
 def _with_codes(

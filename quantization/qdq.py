@@ -21,7 +21,7 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.attention import AttentionBias, as_strip, expand_biases, strip_parts
+from tinyvit_edge.attention import AttentionBias, expand_biases
 
 __all__ = [
     "DynamicLinear",
@@ -242,10 +242,8 @@ class Int8AttentionBias(nn.Module):
 
     def __init__(self, bias: AttentionBias) -> None:
         super().__init__()
+        bias = bias.stripped()
         values, self.parts = bias.values, bias.parts
-        if bias.index is None and bias.parts == 1:
-            self.parts = strip_parts(values.shape[-1])
-            values = as_strip(values, self.parts)
         quantized, scale = quantize_weight(values.reshape(1, -1))
         self.register_buffer("values", quantized.reshape(values.shape))
         self.register_buffer("index", bias.index)
@@ -287,7 +285,7 @@ def dequantized(module: nn.Module) -> nn.Module:
 
 def _dequantize_layer(_: str, layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, Int8AttentionBias):
-        return AttentionBias(layer.dequantized_values(), layer.index, layer.parts)
+        return AttentionBias(layer())
     if not isinstance(layer, (DynamicLinear, WeightOnlyLayer)):
         return None
     weight = layer.dequantized_weight()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tinyvit_edge.folding import copy_linear, fold_layer_norm, split_qkv
 from tinyvit_edge.softmax import choose_softmax
+
+HalfBiases = Literal["float16", "float16 strip", "int8"]
 
 T = TypeVar("T")
 
@@ -25,10 +27,10 @@ __all__ = [
     "MOST_JOINED",
     "Attention",
     "AttentionBias",
+    "HalfBiases",
     "HeadGroup",
     "as_strip",
     "expand_biases",
-    "expanded",
     "in_batches",
     "strip_columns",
     "strip_parts",
@@ -36,15 +38,15 @@ __all__ = [
 
 MOST_JOINED = 5
 """Inputs that XNNPACK's concatenation takes."""
+_MOST_PARTS = 16
+_SMALLEST_SIDE = 12
+"""The next, 7, has 2401 biases a head."""
 
 _SCORES_AT_ONCE = 5 * 2**18
 """Scores that the heads of one window have together before they are worked on in groups: 5 MB of
 float32, about what stays in a cache between the product, the addition and the softmax."""
 _LEAST_HEADS = 2
 """A batch of one product is no batch to LiteRT's converter: it makes another operator of it."""
-_STRIP_TOKENS = 576
-"""Tokens of a window (24 x 24) from which float biases are rebuilt for every image: there they
-are several times as large as all weights together."""
 
 
 class Attention(nn.Module):
@@ -144,7 +146,7 @@ class HeadGroup(nn.Module):
 
 
 class AttentionBias(nn.Module):
-    """Attention biases, one for every pair of tokens of a window."""
+    """Attention biases, one for every pair of tokens of a window, from what a file holds."""
 
     values: Tensor
     """(heads, N, N); where there is an index, (heads, offsets); where there are parts, a strip."""
@@ -161,20 +163,18 @@ class AttentionBias(nn.Module):
         """Give (heads, N, N)."""
         return expand_biases(self.values, self.index, self.parts)
 
+    def stripped(self) -> AttentionBias:
+        """The same biases as a strip, where their window is large enough and nothing gathers."""
+        if self.index is not None or self.parts > 1:
+            return self
+        parts = strip_parts(self.values.shape[-1])
+        return AttentionBias(as_strip(self.values, parts), parts=parts)
+
 
 def _bias(table: Tensor, index: Tensor, options: FormOptions) -> AttentionBias:
     if options.attention_bias == "gathered":
         return AttentionBias(table, index.flatten().int())
-    parts = strip_parts(len(index)) if len(index) >= _STRIP_TOKENS else 1
-    return AttentionBias(as_strip(table[:, index], parts), parts=parts)
-
-
-def expanded(module: nn.Module) -> nn.Module:
-    """Expand, in place, the float biases of a module that are strips."""
-    for name, bias in list(module.named_modules()):
-        if isinstance(bias, AttentionBias) and bias.parts > 1:
-            module.set_submodule(name, AttentionBias(bias()))
-    return module
+    return AttentionBias(table[:, index])
 
 
 def expand_biases(values: Tensor, index: Tensor | None, parts: int) -> Tensor:
@@ -184,10 +184,7 @@ def expand_biases(values: Tensor, index: Tensor | None, parts: int) -> Tensor:
         return values.index_select(1, index).reshape(-1, tokens, tokens)
     if parts == 1:
         return values
-    pieces = [values[:, :, columns] for columns in strip_columns(values, parts)]
-    while len(pieces) > 1:
-        pieces = [torch.cat(batch, 1) for batch in in_batches(pieces, MOST_JOINED)]
-    return pieces[0]
+    return torch.cat([values[:, :, columns] for columns in strip_columns(values, parts)], 1)
 
 
 def as_strip(biases: Tensor, parts: int) -> Tensor:
@@ -221,13 +218,10 @@ def in_batches(items: list[T], most: int) -> list[list[T]]:
 
 
 def strip_parts(tokens: int) -> int:
-    """Into how many parts to cut a window of N tokens for a strip: as few rows each as divide it.
+    """Into how many parts to cut a window of N tokens for a strip.
 
-    1, no strip, for sides below 12, whose biases are small, and for sides that are primes.
+    As many as divide its side and are few enough for a graph; 1, no strip, for small windows.
     """
     side = math.isqrt(tokens)
-    divisors = (rows for rows in range(2, side + 1) if side % rows == 0)
-    return side // next(divisors) if side >= _SMALLEST_STRIP else 1
-
-
-_SMALLEST_STRIP = 12
+    parts = (parts for parts in range(_MOST_PARTS, 1, -1) if side % parts == 0)
+    return next(parts, 1) if side >= _SMALLEST_SIDE else 1

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvit_edge.attention import Attention
+from tinyvit_edge.attention import Attention, HalfBiases
 from tinyvit_edge.errors import InputError
 from tinyvit_edge.folding import copy_linear, fold_batch_norm, fold_layer_norm
 from tinyvit_edge.softmax import SoftmaxKind
@@ -53,9 +53,8 @@ class FormOptions:
     softmax: SoftmaxKind = "native"
     """``bounded``: a row's largest score is not subtracted where the weights prove that float32
     needs no such thing; for runtimes that compute in float32 and nothing else."""
-    half_biases: Literal["float16", "int8"] = "float16"
-    """How ``fp16`` stores attention biases; int8 is worth a tenth of the file, and rounds less
-    than float16 arithmetic does."""
+    half_biases: HalfBiases = "float16"
+    """How ``fp16`` stores attention biases; int8 rounds less than float16 arithmetic does."""
     dynamic_range: Literal["token", "tensor"] = "token"
     """What one run-time activation range covers in this target's dynamic kernels."""
     requantize_weights: bool = False
