@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["new_operator", "opcode", "run_first", "stored_apart"]
+__all__ = ["new_operator", "opcode", "run_before_readers", "run_first", "stored_apart"]
 
 
 def new_operator(
@@ -63,3 +63,12 @@ def run_first(model: Any, operators: Iterable[Any]) -> None:
     """Put operators before all others."""
     graph = model.subgraphs[0]
     graph.operators = [*operators, *graph.operators]
+
+
+def run_before_readers(model: Any, index: int, operators: Iterable[Any]) -> None:
+    """Put operators before the first that reads a tensor, so that it is not held for long."""
+    graph = model.subgraphs[0]
+    place = next(
+        place for place, operator in enumerate(graph.operators) if index in operator.inputs
+    )
+    graph.operators[place:place] = operators

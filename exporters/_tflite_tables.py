@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tinyvit_edge.attention import MOST_JOINED, in_batches
 from tinyvit_edge.errors import ConversionError
-from tinyvit_edge.exporters._tflite_edit import new_operator, run_first, stored_apart
+from tinyvit_edge.exporters._tflite_edit import new_operator, run_before_readers, stored_apart
 from tinyvit_edge.exporters._tflite_file import TYPE, add_buffer
 
 __all__ = ["Table", "store_tables"]
@@ -51,7 +51,6 @@ def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
     Raises:
         ConversionError: a table is not in the file.
     """
-    first: list[Any] = []
     distinct = {table.real.tobytes(): (name, table) for name, table in tables.items()}
     tensors = model.subgraphs[0].tensors
     for value, (name, table) in distinct.items():
@@ -68,8 +67,8 @@ def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
         for index in places:
             stored, dequantize = stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
             _make_int8(stored, table.scale)
-            first += [*_put_together(model, len(tensors) - 1, table), dequantize]
-    run_first(model, first)
+            made = [*_put_together(model, len(tensors) - 1, table), dequantize]
+            run_before_readers(model, index, made)
 
 
 def _make_int8(tensor: Any, scale: float) -> None:
