@@ -226,6 +226,22 @@ def small_program(
 
 
 @pytest.fixture(scope="session")
+def large_window_program() -> Callable[[str, FormOptions], Program]:
+    """`large_window_program(precision, form)`: a tiny model with windows of 14 as a program."""
+    config = TinyVitConfig(
+        image_size=112,
+        hidden_sizes=[16, 32, 64],
+        depths=[1, 1, 1],
+        num_heads=[1, 2, 4],
+        window_sizes=[7, 14, 7],
+        num_labels=10,
+    )
+    torch.manual_seed(0)
+    model = _randomise(TinyVitForImageClassification(config))
+    return lambda precision, form: _quantized_program(model, precision, form)
+
+
+@pytest.fixture(scope="session")
 def float_form(small_model: TinyVitForImageClassification) -> nn.Module:
     """`small_model` in its deployment form, not quantized; copy it before changing it."""
     return deployment_form(small_model)

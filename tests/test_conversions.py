@@ -58,3 +58,19 @@ def test_qdq_form(graph: str, floats: str, found: tuple[int, int, int]) -> None:
     assert conversions(steps(graph), floats=set(floats), folds=True) == Conversions(
         quantize=quantize, dequantize=dequantize, needless=needless
     )
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ("Dcz", (0, 0, 0)),
+        ("Mcp Mcq Mpz Mqz Dzy", (0, 0, 0)),  # cut from a strip, joined, widened
+        ("Mcp Dpz Qxq Lqy Dyw", (1, 1, 0)),
+    ],
+)
+def test_what_becomes_of_constants_does_not_count(graph: str, found: tuple[int, int, int]) -> None:
+    """Oracle: counted by hand; c is a constant."""
+    quantize, dequantize, needless = found
+    assert conversions(steps(graph), constants={"c"}) == Conversions(
+        quantize=quantize, dequantize=dequantize, needless=needless
+    )

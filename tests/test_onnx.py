@@ -212,9 +212,9 @@ def test_int8_weights_are_constants_in_place(precision: str, build: Build) -> No
     graph = build(precision).model().graph
     int8 = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims}
     users = [node for node in graph.node if int8 & set(node.input)]
-    biases = [node.op_type for node in users if "attention.bias" in node.input[0]]
+    biases = [node.op_type for node in users if ".bias.values" in node.input[0]]
     assert biases == BLOCKS * ["Cast"]
-    layers = {node.op_type for node in users if "attention.bias" not in node.input[0]}
+    layers = {node.op_type for node in users if ".bias.values" not in node.input[0]}
     widening = {"w8-dynamic": "MatMulInteger", "w8": "Cast"}
     assert layers == {widening.get(precision, "DequantizeLinear")}
     activations = {

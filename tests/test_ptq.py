@@ -66,7 +66,7 @@ def test_fp16_rounds_parameters_and_buffers_to_half(float_form: nn.Module) -> No
     """Oracle: NumPy's float16, element for element; the attention biases are buffers."""
     made = quantize(float_form, PRECISIONS["fp16"])
     before, after = float_form.state_dict(), made.state_dict()
-    assert any(name.endswith("attention.bias.values") for name in after)
+    assert any(name.endswith(".bias.values") for name in after)
     assert before.keys() == after.keys()
     for name, value in after.items():
         assert value.dtype == torch.float32

@@ -20,7 +20,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from audit_samples import asked, failed
 from tinyvit_edge.errors import ConversionError, InputError
-from tinyvit_edge.exporters import _tflite_audit, _tflite_file, _tflite_rewrites
+from tinyvit_edge.exporters import (
+    _tflite_audit,
+    _tflite_edit,
+    _tflite_file,
+    _tflite_rewrites,
+    _tflite_tables,
+)
 from tinyvit_edge.exporters.tflite import TfliteExporter
 from tinyvit_edge.precision import PRECISIONS
 from tinyvit_edge.quantization.accounting import integer_demand, layer_macs
@@ -239,8 +245,8 @@ def test_audit_catches_a_pair_that_no_layer_asks_for(
     rounded, real = len(graph.tensors) - 2, len(graph.tensors) - 1
     place = graph.operators.index(gelu)
     graph.operators[place:place] = [
-        _tflite_rewrites._operator(model, schema.BuiltinOperator.QUANTIZE, source, rounded),
-        _tflite_rewrites._operator(model, schema.BuiltinOperator.DEQUANTIZE, rounded, real, 2),
+        _tflite_edit.new_operator(model, schema.BuiltinOperator.QUANTIZE, source, rounded),
+        _tflite_edit.new_operator(model, schema.BuiltinOperator.DEQUANTIZE, rounded, real, 2),
     ]
     gelu.inputs[0] = real
     path = tmp_path / "paired.tflite"
@@ -327,8 +333,11 @@ def test_a_layer_that_the_converter_changed_is_named(
     weight = _tflite_rewrites.IntegerWeight(
         real=absent, integers=absent.astype(np.int8), scale=absent[0], axis=0
     )
+    table = _tflite_tables.Table(
+        real=absent[None], integers=weight.integers[None], scale=1.0, columns=(slice(0, 4),)
+    )
     with pytest.raises(ConversionError, match=r"stages\.9\.bias: its table"):
-        _tflite_rewrites.store_int8_tables(model, {"stages.9.bias": weight})
+        _tflite_tables.store_tables(model, {"stages.9.bias": table})
     for rewrite in (_tflite_rewrites.quantize_fully_connected, _tflite_rewrites.store_int8):
         with pytest.raises(ConversionError, match=r"layer stages\.9\.q: "):
             rewrite(model, {"stages.9.q": weight})
