@@ -1,7 +1,7 @@
 """Attention of the deployment form: 3-D batched products, and biases as a target stores them.
 
-How much is worked on at once, and what of the biases a file holds, depends on the window alone;
-both leave every logit as it is. The figures here are of `docs/latency.md`.
+How many heads are worked on at once, and what of the biases a file holds, leaves every logit as it
+is; `docs/latency.md` says what each is worth.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from torch import Tensor, nn
 
 from tinyvit_edge.folding import copy_linear, fold_layer_norm, split_qkv
 from tinyvit_edge.softmax import choose_softmax
-
-HalfBiases = Literal["float16", "float16 strip", "int8"]
-
-T = TypeVar("T")
 
 if TYPE_CHECKING:
     from tinyvit_edge.deployment import FormOptions
@@ -35,6 +31,10 @@ __all__ = [
     "strip_columns",
     "strip_parts",
 ]
+
+HalfBiases = Literal["float16", "float16 strip", "int8"]
+
+T = TypeVar("T")
 
 MOST_JOINED = 5
 """Inputs that XNNPACK's concatenation takes."""
