@@ -95,7 +95,7 @@ class CoreMlExporter:
         """The default form: Core ML has an operator for each of its parts."""
         from tinyvit_edge.deployment import FormOptions
 
-        return FormOptions(half_biases="int8")
+        return FormOptions(half_biases="int8 strip")
 
     @property
     def unsupported(self) -> Mapping[str, str]:

@@ -70,7 +70,9 @@ class TfliteExporter:
 
     @property
     def form(self) -> FormOptions:
-        """Deployment form: XNNPACK quantizes a run-time range per token."""
+        """Deployment form: XNNPACK quantizes a run-time range per token. ``fp16`` is what GPU
+        delegates are given, some of which take no operator on constants alone: no strip there.
+        """
         from tinyvit_edge.deployment import FormOptions
 
         return FormOptions(half_biases="int8", dynamic_range="token", requantize_weights=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,11 +92,10 @@ def quantize(
     """
     module = deepcopy(module)
     half = precision.weights == "float16"
-    if precision.quantized or (half and half_biases == "int8"):
+    if precision.quantized:
         replace_layers(module, _int8_attention_bias)
-    elif half and half_biases == "float16 strip":
-        replace_layers(module, _strip)
     if half:
+        replace_layers(module, _HALF_BIASES[half_biases])
         return _round_to_half(module)
     if not precision.quantized:
         return module
@@ -140,8 +139,20 @@ def _int8_attention_bias(_: str, module: nn.Module) -> nn.Module | None:
     return Int8AttentionBias(module) if isinstance(module, AttentionBias) else None
 
 
+def _expanded_int8_attention_bias(_: str, module: nn.Module) -> nn.Module | None:
+    return Int8AttentionBias(module, strip=False) if isinstance(module, AttentionBias) else None
+
+
 def _strip(_: str, module: nn.Module) -> nn.Module | None:
     return module.stripped() if isinstance(module, AttentionBias) else None
+
+
+_HALF_BIASES: Mapping[HalfBiases, Callable[[str, nn.Module], nn.Module | None]] = {
+    "float16": lambda _name, _module: None,
+    "float16 strip": _strip,
+    "int8": _expanded_int8_attention_bias,
+    "int8 strip": _int8_attention_bias,
+}
 
 
 def _with_codes(

@@ -240,9 +240,9 @@ class Int8AttentionBias(nn.Module):
     """int8, of the shapes of `AttentionBias`'s values."""
     index: Tensor | None
 
-    def __init__(self, bias: AttentionBias) -> None:
+    def __init__(self, bias: AttentionBias, *, strip: bool = True) -> None:
         super().__init__()
-        bias = bias.stripped()
+        bias = bias.stripped() if strip else bias
         values, self.parts = bias.values, bias.parts
         quantized, scale = quantize_weight(values.reshape(1, -1))
         self.register_buffer("values", quantized.reshape(values.shape))

@@ -32,7 +32,7 @@ __all__ = [
     "strip_parts",
 ]
 
-HalfBiases = Literal["float16", "float16 strip", "int8"]
+HalfBiases = Literal["float16", "float16 strip", "int8", "int8 strip"]
 
 T = TypeVar("T")
 
@@ -93,9 +93,10 @@ class Attention(nn.Module):
         if len(self.groups) == 1:
             whole: Tensor = self.groups[0](q, k, v)
             return whole
-        edges = pairwise(bound * self.head_dim for bound in self.bounds)
-        columns = [slice(first, last) for first, last in edges]
-        groups = zip(self.groups, columns, strict=True)
+        # of rank 3: GPU delegates slice nothing flatter
+        q, k, v = (x.reshape(-1, self.heads, self.head_dim) for x in (q, k, v))
+        heads = [slice(first, last) for first, last in pairwise(self.bounds)]
+        groups = zip(self.groups, heads, strict=True)
         return torch.cat([group(q[:, at], k[:, at], v[:, at]) for group, at in groups], 1)
 
 
@@ -117,13 +118,13 @@ class HeadGroup(nn.Module):
         self.heads, self.head_dim, self.tokens = heads, head_dim, tokens
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Map three tensors (W*N, h*d) to one."""
+        """Map three tensors (W*N, h*d) or (W*N, h, d) to one (W*N, h*d)."""
         q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (W*h, N, d)
         scores = self._biased(torch.bmm(q, k.transpose(1, 2)))  # (W*h, N, N)
         return self._rows(self.weigh(scores, v))
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Map (W*N, h*d) to (W*h, N, d). One window needs no axis for it."""
+        """Map (W*N, h*d) or (W*N, h, d) to (W*h, N, d). One window needs no axis for it."""
         if len(x) == self.tokens:
             return x.reshape(self.tokens, self.heads, self.head_dim).transpose(0, 1)
         x = x.reshape(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
