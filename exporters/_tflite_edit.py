@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
-__all__ = ["new_operator", "opcode", "run_before_readers", "run_first", "stored_apart"]
+from tinyvit_edge.exporters._tflite_file import TYPE
+
+__all__ = ["make_int8", "new_operator", "opcode", "run_before_readers", "run_first", "stored_apart"]
 
 
 def new_operator(
@@ -57,6 +60,14 @@ def stored_apart(model: Any, index: int, suffix: bytes, version: int) -> tuple[A
     tensors.append(stored)
     dequantize = schema.BuiltinOperator.DEQUANTIZE
     return stored, new_operator(model, dequantize, len(tensors) - 1, index, version)
+
+
+def make_int8(tensor: Any, scale: NDArray[np.float32], *, axis: int = 0) -> None:
+    """Give a tensor the type int8, symmetric; scales (n,) are along an axis where n is not 1."""
+    tensor.type, tensor.quantization = TYPE.INT8, schema.QuantizationParametersT()
+    tensor.quantization.scale = scale
+    tensor.quantization.zeroPoint = np.zeros(len(scale), np.int64)
+    tensor.quantization.quantizedDimension = axis
 
 
 def run_first(model: Any, operators: Iterable[Any]) -> None:

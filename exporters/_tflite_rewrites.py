@@ -12,7 +12,13 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from tinyvit_edge.errors import ConversionError
-from tinyvit_edge.exporters._tflite_edit import new_operator, opcode, run_first, stored_apart
+from tinyvit_edge.exporters._tflite_edit import (
+    make_int8,
+    new_operator,
+    opcode,
+    run_first,
+    stored_apart,
+)
 from tinyvit_edge.exporters._tflite_file import (
     KERNELS,
     MOVEMENT,
@@ -115,11 +121,8 @@ def _users(
 
 
 def _make_int8(model: Any, tensor: Any, weight: IntegerWeight) -> None:
-    tensor.type, tensor.buffer = TYPE.INT8, add_buffer(model, weight.integers.tobytes())
-    tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale = weight.scale
-    tensor.quantization.zeroPoint = np.zeros(len(weight.scale), np.int64)
-    tensor.quantization.quantizedDimension = weight.axis
+    tensor.buffer = add_buffer(model, weight.integers.tobytes())
+    make_int8(tensor, weight.scale, axis=weight.axis)
 
 
 def store_half(model: Any) -> None:

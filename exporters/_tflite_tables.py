@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from tinyvit_edge.attention import MOST_JOINED, in_batches
 from tinyvit_edge.errors import ConversionError
-from tinyvit_edge.exporters._tflite_edit import new_operator, run_before_readers, stored_apart
+from tinyvit_edge.exporters._tflite_edit import (
+    make_int8,
+    new_operator,
+    run_before_readers,
+    stored_apart,
+)
 from tinyvit_edge.exporters._tflite_file import TYPE, add_buffer
 
 __all__ = ["Table", "store_tables"]
@@ -66,15 +71,9 @@ def store_tables(model: Any, tables: Mapping[str, Table]) -> None:
             )
         for index in places:
             stored, dequantize = stored_apart(model, index, b"_int8", _DEQUANTIZE_INT8)
-            _make_int8(stored, table.scale)
+            make_int8(stored, np.array([table.scale], np.float32))
             made = [*_put_together(model, len(tensors) - 1, table), dequantize]
             run_before_readers(model, index, made)
-
-
-def _make_int8(tensor: Any, scale: float) -> None:
-    tensor.type, tensor.quantization = TYPE.INT8, schema.QuantizationParametersT()
-    tensor.quantization.scale = np.array([scale], np.float32)
-    tensor.quantization.zeroPoint = np.zeros(1, np.int64)
 
 
 def _put_together(model: Any, index: int, table: Table) -> list[Any]:

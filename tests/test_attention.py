@@ -21,6 +21,8 @@ from tinyvit_edge.attention import (
 )
 from tinyvit_edge.configuration import TinyVitConfig
 from tinyvit_edge.deployment import FormOptions
+from tinyvit_edge.exporters import Exporter
+from tinyvit_edge.exporters import exporter as exporter_of
 from tinyvit_edge.program import Program
 from tinyvit_edge.quantization.accounting import integer_demand
 from tinyvit_edge.quantization.qdq import Int8AttentionBias
@@ -115,10 +117,10 @@ def test_batches_keep_every_item_in_order() -> None:
     assert [len(batch) for batch in batches] == [5, 5, 4]
 
 
-def check_file(program: Program, path: Path, exporter: object, sqnr_db: Sqnr) -> None:
+def check_file(program: Program, path: Path, exporter: Exporter, sqnr_db: Sqnr) -> None:
     """One partition, the strip's bytes, no conversion but the layers', and PyTorch's logits."""
-    exported = exporter.export(program, path)  # type: ignore[attr-defined]
-    audit = exporter.audit(path)  # type: ignore[attr-defined]
+    exported = exporter.export(program, path)
+    audit = exporter.audit(path)
     demand = integer_demand(program.module, program.example_input())
     assert audit.weight_bytes["int8"] == demand.weight_bytes["int8"]
     assert audit.needless == 0
@@ -127,35 +129,28 @@ def check_file(program: Program, path: Path, exporter: object, sqnr_db: Sqnr) ->
     counts = {key: value for key, value in exported.details.items() if "partitions" in key}
     assert list(counts.values()) == [1]
     image = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(2))
-    logits = exporter.load(path, threads=1)(image.numpy())  # type: ignore[attr-defined]
+    logits = exporter.load(path, threads=1)(image.numpy())
     with torch.inference_mode():
         assert sqnr_db(program.module(image), torch.from_numpy(logits)) >= 25
 
 
 @pytest.mark.parametrize("precision", ["w8a8", "w8-dynamic"])
-def test_executorch_moves_integers(
-    precision: str, large_window_program: MakeProgram, tmp_path: Path, sqnr_db: Sqnr
+@pytest.mark.parametrize(
+    ("target", "package"), [("executorch", "executorch"), ("tflite", "litert_torch")]
+)
+def test_files_move_integers(
+    target: str,
+    package: str,
+    precision: str,
+    large_window_program: MakeProgram,
+    tmp_path: Path,
+    sqnr_db: Sqnr,
 ) -> None:
     """Oracle: the saved file's bytes and conversions, and PyTorch's logits."""
-    pytest.importorskip("executorch")
-    from tinyvit_edge.exporters.executorch import ExecuTorchExporter
-
-    exporter = ExecuTorchExporter()
+    pytest.importorskip(package)
+    exporter = exporter_of(target)
     program = large_window_program(precision, exporter.form)
-    check_file(program, tmp_path / "model.pte", exporter, sqnr_db)
-
-
-@pytest.mark.parametrize("precision", ["w8a8", "w8-dynamic"])
-def test_tflite_moves_integers(
-    precision: str, large_window_program: MakeProgram, tmp_path: Path, sqnr_db: Sqnr
-) -> None:
-    """Oracle: the saved file's bytes and conversions, and PyTorch's logits."""
-    pytest.importorskip("litert_torch")
-    from tinyvit_edge.exporters.tflite import TfliteExporter
-
-    exporter = TfliteExporter()
-    program = large_window_program(precision, exporter.form)
-    check_file(program, tmp_path / "model.tflite", exporter, sqnr_db)
+    check_file(program, tmp_path / exporter.artifact, exporter, sqnr_db)
 
 
 def test_executorch_stores_half_biases_as_a_strip(large_window_program: MakeProgram) -> None:
