@@ -204,9 +204,10 @@ def attempt(
 
 def clock(candidates: list[Candidate], runs: int) -> float:
     """Time all in turn, and PyTorch's matrix product after each round; return its rate, GMAC/s."""
-    ready = {str(n): one for n, one in enumerate(candidates) if one.reason is None}
+    image = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    ready = {n: one for n, one in enumerate(candidates) if one.reason is None}
     entries = [
-        Entry(target=one.target, precision=key, artifact=one.artifact, options={})
+        Entry(key=key, target=one.target, artifact=one.artifact, image=image)
         for key, one in ready.items()
     ]
     one, other = torch.randn(2, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
@@ -218,13 +219,12 @@ def clock(candidates: list[Candidate], runs: int) -> float:
         torch.mm(one, other)
         times.append(time.perf_counter() - start)
 
-    def lost(entry: Entry, error: TinyVitEdgeError) -> None:
-        ready[entry.precision].reason = str(error)
-        print(f"{entry.target} {ready[entry.precision].by}: {error}", file=sys.stderr)
+    def lost(entry: Entry[int], error: TinyVitEdgeError) -> None:
+        ready[entry.key].reason = str(error)
+        print(f"{entry.target} {ready[entry.key].by}: {error}", file=sys.stderr)
 
-    image = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    latencies = measure_latency(entries, image, runs=runs, progress=multiply, lost=lost)
-    for (_, key), latency in latencies.items():
+    latencies = measure_latency(entries, runs=runs, progress=multiply, lost=lost)
+    for key, latency in latencies.items():
         ready[key].p50_ms, ready[key].p90_ms = latency.p50_ms, latency.p90_ms
         ready[key].cpu_over_wall = latency.cpu_over_wall
     return _SIDE**3 / median(times) / 1e9

@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class _Library:
         return handle
 
 
-def profile(path: Path, image: FloatArray, *, runs: int) -> list[tuple[str, float]]:
+def profile(path: Path, image: FloatArray, *, runs: int) -> tuple[list[tuple[str, float]], float]:
     """Time each operator of a ``.tflite`` file, XNNPACK's included, on one thread.
 
     Args:
@@ -71,7 +72,8 @@ def profile(path: Path, image: FloatArray, *, runs: int) -> list[tuple[str, floa
         runs: profiled runs, after as many that are not.
 
     Returns:
-        Kind and mean milliseconds of every operator, in the order that they run.
+        Kind and mean milliseconds of every operator, in the order that they run; and those of a
+        run.
 
     Raises:
         InputError: LiteRT refuses the file.
@@ -101,12 +103,14 @@ def profile(path: Path, image: FloatArray, *, runs: int) -> list[tuple[str, floa
         run()
     profiler = api.make("CompiledModelGetProfiler", compiled)
     api.call("StartProfiler", profiler)
+    start = perf_counter()
     for _ in range(runs):
         run()
+    mean = 1000 * (perf_counter() - start) / runs
     api.call("StopProfiler", profiler)
     summary = ctypes.c_char_p()
     api.call("GetProfileSummary", profiler, compiled, ctypes.byref(summary))
-    return list(_operators((summary.value or b"").decode()))
+    return list(_operators((summary.value or b"").decode())), mean
 
 
 def _buffer(api: _Library, environment: _Handle, shape: tuple[int, ...]) -> _Handle:

@@ -5,7 +5,8 @@ r"""Where an artifact's time goes: milliseconds by kind of operator, by its own 
 
 ONNX Runtime's profile, ExecuTorch's event trace and LiteRT's profiler (XNNPACK's operators, in
 both) are read; one thread, images of noise. A Markdown table a file goes to stdout, all of them
-to --json.
+to --json. Its last row is the run that the operators are of. What they leave of it is the runtime's
+own time and, in XNNPACK, what it rounds down: to whole microseconds, for each operator.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import argparse
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from tinyvit_edge.host import host_info
 from tinyvit_edge.types import FloatArray
 
 _WARM_UP = 5
-# what ExecuTorch's trace calls the run as a whole, and loading
-_WHOLE = ("DELEGATE_CALL", "Method::execute", "Method::init", "Program::load_method")
+_RUN = "Method::execute"  # as ExecuTorch's trace calls it
+_NO_OPERATORS = (_RUN, "DELEGATE_CALL", "Method::init", "Program::load_method")
 # What XNNPACK's runtime makes of dequantize, GELU, quantize, and has no name for: there are as many
 # of it in a trace as GELUs are missing.
 _UNNAMED = {"Invalid Unary Op": "8-bit GELU, by a table"}
@@ -41,6 +41,15 @@ class Kind:
     name: str
     count: int
     milliseconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One file in its runtime."""
+
+    kinds: list[Kind]
+    run: float
+    """Milliseconds of a run, with the profiler at work."""
 
 
 def main() -> None:
@@ -62,11 +71,11 @@ def main() -> None:
         found[str(path)] = PROFILERS[path.suffix](path, image, args.runs)
         print(markdown(path, found[str(path)]))
     if args.json is not None:
-        kinds = {path: [asdict(kind) for kind in found[path]] for path in found}
-        args.json.write_text(json.dumps({"host": host_info(), "files": kinds}, indent=2) + "\n")
+        files = {path: asdict(profile) for path, profile in found.items()}
+        args.json.write_text(json.dumps({"host": host_info(), "files": files}, indent=2) + "\n")
 
 
-def onnx_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
+def onnx_profile(path: Path, image: FloatArray, runs: int) -> Profile:
     """Kernels of ONNX Runtime's optimized graph."""
     import onnxruntime as ort
 
@@ -80,14 +89,16 @@ def onnx_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
             session.run(None, {session.get_inputs()[0].name: image})
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes: dict[str, tuple[str, list[float]]] = {}
+    whole = [event["dur"] / 1000 for event in events if event["name"] == "model_run"]
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             _, times = nodes.setdefault(event["name"], (event["args"]["op_name"], []))
             times.append(event["dur"] / 1000)
-    return _kinds((kind, median(times[_WARM_UP:])) for kind, times in nodes.values())
+    kinds = _kinds((kind, median(times[_WARM_UP:])) for kind, times in nodes.values())
+    return Profile(kinds=kinds, run=median(whole[_WARM_UP:]))
 
 
-def executorch_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
+def executorch_profile(path: Path, image: FloatArray, runs: int) -> Profile:
     """Operators of ExecuTorch's delegates."""
     import torch
 
@@ -108,26 +119,29 @@ def executorch_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
         trace = str(Path(folder) / "trace.etdp")
         program.write_etdump_result_to_file(trace)
         blocks = Inspector(etdump_path=trace).event_blocks
-    events: Iterator[Any] = (event for block in blocks for event in block.events)
-    return _kinds(
-        (name, event.perf_data.p50)
-        for event in events
-        if event.perf_data is not None and (name := event.name.split(" #")[0]) not in _WHOLE
-    )
+    times = [
+        (event.name.split(" #")[0], event.perf_data.p50)
+        for block in blocks
+        for event in block.events
+        if event.perf_data is not None
+    ]
+    kinds = _kinds((name, time) for name, time in times if name not in _NO_OPERATORS)
+    return Profile(kinds=kinds, run=dict(times)[_RUN])
 
 
-def tflite_kinds(path: Path, image: FloatArray, runs: int) -> list[Kind]:
+def tflite_profile(path: Path, image: FloatArray, runs: int) -> Profile:
     """Operators of XNNPACK, and those that LiteRT runs itself."""
     import litert_profiler
 
     with quiet_stderr():
-        return _kinds(litert_profiler.profile(path, image, runs=runs))
+        operators, run = litert_profiler.profile(path, image, runs=runs)
+    return Profile(kinds=_kinds(operators), run=run)
 
 
-PROFILERS: dict[str, Callable[[Path, FloatArray, int], list[Kind]]] = {
-    ".onnx": onnx_kinds,
-    ".pte": executorch_kinds,
-    ".tflite": tflite_kinds,
+PROFILERS: dict[str, Callable[[Path, FloatArray, int], Profile]] = {
+    ".onnx": onnx_profile,
+    ".pte": executorch_profile,
+    ".tflite": tflite_profile,
 }
 
 
@@ -142,19 +156,21 @@ def _kinds(operators: Iterable[tuple[str, float]]) -> list[Kind]:
     return sorted(kinds, key=lambda kind: -kind.milliseconds)
 
 
-def markdown(path: Path, kinds: list[Kind]) -> str:
-    """The table, and a line for the whole."""
-    total = sum(kind.milliseconds for kind in kinds)
+def markdown(path: Path, profile: Profile) -> str:
+    """The table, under the file's name."""
+    total = sum(kind.milliseconds for kind in profile.kinds)
+    count = sum(kind.count for kind in profile.kinds)
+    rows = [(kind.name, str(kind.count), kind.milliseconds) for kind in profile.kinds]
+    rows += [("all operators", str(count), total), ("the run", "", profile.run)]
     lines = [
-        f"{path}: {total:.2f} ms",
+        f"{path}",
         "",
-        "| operator | count | ms | share, % |",
+        "| operator | count | ms | of the run, % |",
         "| --- | --: | --: | --: |",
     ]
     lines += [
-        f"| {kind.name} | {kind.count} | {kind.milliseconds:.2f}"
-        f" | {100 * kind.milliseconds / total:.1f} |"
-        for kind in kinds
+        f"| {name} | {number} | {time:.2f} | {100 * time / profile.run:.1f} |"
+        for name, number, time in rows
     ]
     return "\n".join([*lines, ""])
 

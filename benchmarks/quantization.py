@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from stock_quantization import STOCK, Stock
 
-from tinyvit_edge.bench import Entry, measure_latency, with_speedups
+from tinyvit_edge.bench import Entry, fp32_of, measure_latency, with_speedups
 from tinyvit_edge.checkpoint import Checkpoint, load_checkpoint
 from tinyvit_edge.data import BATCH_SIZE, ImageDataset, load_batches, scan_folder
 from tinyvit_edge.deploy import DeployRequest, deploy
@@ -197,14 +197,19 @@ def add_latencies(rows: list[dict[str, Any]], image: Any, runs: int) -> None:
     """Time what ran, all in turn; ratios are to this package's fp32 on the same runtime."""
     timed = [row for row in rows if "top1" in row and exporter(row["target"]).timed]
     entries = [
-        Entry(target=row["target"], precision=way(row), artifact=row["artifact"], options={})
+        Entry(
+            key=(row["target"], way(row)),
+            target=row["target"],
+            artifact=row["artifact"],
+            image=image,
+        )
         for row in timed
     ]
 
-    def lost(entry: Entry, error: TinyVitEdgeError) -> None:
-        print(f"{entry.target} {entry.precision} not timed: {error}", file=sys.stderr)
+    def lost(entry: Entry[tuple[str, str]], error: TinyVitEdgeError) -> None:
+        print(f"{' '.join(entry.key)} not timed: {error}", file=sys.stderr)
 
-    latencies = with_speedups(measure_latency(entries, image, runs=runs, lost=lost))
+    latencies = with_speedups(measure_latency(entries, runs=runs, lost=lost), fp32_of)
     for row in timed:
         if (row["target"], way(row)) not in latencies:
             continue

@@ -14,6 +14,8 @@ Int8 of random weights is harder than of trained ones: a trained model damps wha
 this one passes it on. "Least" is the gate's bound: 90 dB at ``fp32``; at ``w8a8`` 30 dB or, where
 PyTorch's own program moves further when its layers' inputs move by a rounding, that less 6 dB.
 
+Growth is timed after that, the models that it compares in one interleaved run.
+
 A variant that is done is not begun again, and within one `deploy` takes up what is there: after an
 interruption or a failure, run the same command; with ``--again`` on a quiet machine, for the times.
 ``variants.json`` and ``variants.md`` in ``--out`` hold what is done so far.
@@ -98,6 +100,8 @@ def main() -> None:
         if graph.name in wanted and not done:
             failed += [graph.name] if deploy(graph, command, args.out) not in _MADE else []
         write_tables(args.out)
+    time_growth(args.out, args.runs)
+    write_tables(args.out)
     print((args.out / "variants.md").read_text(), end="")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; run again to go on from there")
@@ -137,6 +141,24 @@ def deploy(graph: Graph, command: list[str], out: Path) -> int:
     print(f"== {graph.name}", file=sys.stderr, flush=True)
     tool = [sys.executable, "-m", "tinyvit_edge"]
     return subprocess.run([*tool, *command], stdout=subprocess.DEVNULL).returncode
+
+
+def time_growth(out: Path, runs: int) -> None:
+    """Time the models of `GROWTHS` that are done against each other, as ``growth.json``.
+
+    The latencies of the reports are of different minutes, and maybe of a busier machine.
+    """
+    bundles = [
+        str(out / name / row.bundle)
+        for name in dict.fromkeys(name for pair in GROWTHS for name in pair)
+        if (out / name / "report.json").exists()
+        for row in read_report(out / name).rows
+        if row.bundle is not None and _p50(row)
+    ]
+    if bundles:
+        command = [sys.executable, "-m", "tinyvit_edge", "bench", *bundles]
+        command += ["--runs", str(runs), "--json", str(out / "growth.json")]
+        subprocess.run(command, check=True)
 
 
 def random_checkpoint(graph: Graph) -> Checkpoint:
@@ -184,28 +206,37 @@ def write_tables(out: Path) -> None:
         for name, report in done.items()
         for row in report.rows
     ]
-    growths = list(growth_of(done))
+    growths = list(growth_of(done, out))
     value = {"rows": rows, "growths": growths}
     (out / "variants.json").write_text(json.dumps(value, indent=2) + "\n")
     (out / "variants.md").write_text(markdown(done, growths))
 
 
-def growth_of(done: dict[str, Report]) -> Iterator[dict[str, Any]]:
+def growth_of(done: dict[str, Report], out: Path) -> Iterator[dict[str, Any]]:
     """How latency grows from a smaller to a larger model, beside multiply-accumulates."""
+    path = out / "growth.json"
+    timed = json.loads(path.read_text()) if path.exists() else []
+    times = {one["bundle"]: one["latency"]["p50_ms"] for one in timed}
     for small, large in GROWTHS:
         if small not in done or large not in done:
             continue
         before = {(row.target, row.precision): row for row in done[small].rows}
         for row in done[large].rows:
             base = before.get((row.target, row.precision))
-            if base is None or not (_p50(row) and _p50(base)):
+            if base is None or base.bundle is None or row.bundle is None:
                 continue
-            macs, latency = _macs(row) / _macs(base), _p50(row) / _p50(base)
+            from_ms = times.get(str(out / small / base.bundle))
+            to_ms = times.get(str(out / large / row.bundle))
+            if from_ms is None or to_ms is None:
+                continue
+            macs, latency = _macs(row) / _macs(base), to_ms / from_ms
             yield {
                 "from": small,
                 "to": large,
                 "target": row.target,
                 "precision": row.precision,
+                "from_ms": from_ms,
+                "to_ms": to_ms,
                 "macs": macs,
                 "latency": latency,
                 "latency_over_macs": latency / macs,
@@ -247,13 +278,15 @@ def markdown(done: dict[str, Report], growths: list[dict[str, Any]]) -> str:
             lines.append(f"| {name} | {row.target} | {row.precision} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| from | to | target | precision | MACs x | latency x | latency over MACs |",
-        "| --- | --- | --- | --- | --: | --: | --: |",
+        "| from | to | target | precision | from, ms | to, ms | MACs x | latency x"
+        " | latency over MACs |",
+        "| --- | --- | --- | --- | --: | --: | --: | --: | --: |",
     ]
     for one in growths:
         verdict = "" if one["within"] else f" (above {_GROWTH})"
         lines.append(
             f"| {one['from']} | {one['to']} | {one['target']} | {one['precision']}"
+            f" | {one['from_ms']:.2f} | {one['to_ms']:.2f}"
             f" | {one['macs']:.2f} | {one['latency']:.2f}"
             f" | {one['latency_over_macs']:.2f}{verdict} |"
         )

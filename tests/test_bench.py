@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvit_edge.bench import _split, _summary, latency_notes, with_speedups
+from tinyvit_edge.bench import _split, _summary, fp32_of, latency_notes, with_speedups
 from tinyvit_edge.report import Latency
 from tinyvit_edge.worker import Loaded, Timing
 
@@ -49,7 +49,7 @@ def test_speedup_is_over_the_same_targets_fp32() -> None:
         ("tflite", "w8a8"): Latency(p50_ms=2.0),
         ("onnx", "w8-dynamic"): Latency(),
     }
-    out = with_speedups(latencies)
+    out = with_speedups(latencies, fp32_of)
     assert {key: latency.speedup_vs_fp32 for key, latency in out.items()} == {
         ("onnx", "fp32"): 1.0,
         ("onnx", "w8a8"): 2.5,

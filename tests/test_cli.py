@@ -272,14 +272,22 @@ def test_parity_refuses_other_weights(cli, deployed, digits_images, digits, tmp_
     refused(outcome, 2, "made from weights")
 
 
-def test_bench_times_bundles_against_each_other(cli, deployed):
-    """Oracle: the bundles that were asked for, with fp32's own ratio of 1."""
-    roots = [deployed.out / name for name in ("onnx-fp32", "onnx-w8a8")]
+def test_bench_times_bundles_of_one_model_and_of_several(cli, deployed, tmp_path):
+    """Oracle: the bundles that were asked for, each on images of its own size, which a runtime
+    would refuse otherwise, and each against fp32 of its own model alone.
+    """
+    code, *_ = cli("export", "onnx", "--weights", "digits", "--image-size", 96, "--out", tmp_path)
+    larger = tmp_path / "onnx-fp32"
+    assert code == 0
+    roots = [deployed.out / "onnx-fp32", larger, deployed.out / "onnx-w8a8"]
     code, out, _ = cli("bench", *roots, "--runs", 5, "--json", "-")
     rows = json.loads(out)
     assert code == 0
-    assert [row["precision"] for row in rows] == ["fp32", "w8a8"]
-    assert rows[0]["latency"]["speedup_vs_fp32"] == 1.0
+    assert [row["bundle"] for row in rows] == [str(root) for root in roots]
+    ours, other, int8 = (row["latency"] for row in rows)
+    assert ours["speedup_vs_fp32"] == other["speedup_vs_fp32"] == 1.0
+    assert int8["speedup_vs_fp32"] == ours["p50_ms"] / int8["p50_ms"]
+    refused(cli("bench", larger, tmp_path / "x" / ".." / "onnx-fp32"), 2, "listed twice")
 
 
 def test_quantize_ptq_ranges_are_what_export_uses(cli, deployed, digits_images, tmp_path):

@@ -67,16 +67,14 @@ def test_one_failing_artifact_does_not_stop_the_others_timing(artifact, tmp_path
     """Oracle: the whole file's latency, and the damaged one's error."""
     damaged = tmp_path / "model.onnx"
     damaged.write_bytes(b"not a model")
-    whole = Entry(target="onnx", precision="fp32", artifact=artifact, options={})
-    broken = Entry(target="onnx", precision="fp16", artifact=damaged, options={})
+    whole = Entry(key="whole", target="onnx", artifact=artifact, image=IMAGE)
+    broken = Entry(key="broken", target="onnx", artifact=damaged, image=IMAGE)
     lost = []
-    found = measure_latency(
-        [broken, whole], IMAGE, runs=3, lost=lambda entry, _: lost.append(entry)
-    )
-    assert list(found) == [("onnx", "fp32")]
+    found = measure_latency([broken, whole], runs=3, lost=lambda entry, _: lost.append(entry))
+    assert list(found) == ["whole"]
     assert lost == [broken]
     with pytest.raises(InputError):
-        measure_latency([broken], IMAGE, runs=3)
+        measure_latency([broken], runs=3)
 
 
 def test_parallel_work_keeps_its_order_and_stops_together():

@@ -7,11 +7,11 @@ not included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,39 +24,42 @@ from tinyvit_edge.worker import TargetProcess, Timing
 if TYPE_CHECKING:
     from tinyvit_edge.worker import Loaded
 
-__all__ = ["ROUNDS", "Entry", "latency_notes", "measure_latency", "with_speedups"]
+__all__ = ["ROUNDS", "Entry", "fp32_of", "latency_notes", "measure_latency", "with_speedups"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 ROUNDS = 10
 _BUSY_RATIO = 1.3
 _CONTENDED_RATIO = 0.8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: Python 3.10 has none for generics
+class Entry(Generic[Key]):
     """One artifact to time."""
 
+    key: Key
+    """What the caller knows it by."""
     target: str
-    precision: str
     artifact: Path
-    options: Mapping[str, Any]
+    image: FloatArray
+    """Normalised image (1, 3, S, S), float32, of the size that the artifact takes."""
+    options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the exporter, for artifacts that need one to be loaded."""
 
 
 def measure_latency(
-    entries: Sequence[Entry],
-    image: FloatArray,
+    entries: Sequence[Entry[Key]],
     *,
     threads: int = 1,
     runs: int = 50,
     warmup: int = 5,
     progress: Callable[[], None] = lambda: None,
-    lost: Callable[[Entry, TinyVitEdgeError], None] | None = None,
-) -> dict[tuple[str, str], Latency]:
+    lost: Callable[[Entry[Key], TinyVitEdgeError], None] | None = None,
+) -> dict[Key, Latency]:
     """Time artifacts against each other.
 
     Args:
         entries: the artifacts; all are loaded at the same time, each in its own process.
-        image: normalised image (1, 3, S, S).
         threads: threads of each runtime.
         runs: timed runs of each artifact, spread over at most 10 rounds.
         warmup: untimed runs of each before.
@@ -64,7 +67,7 @@ def measure_latency(
         lost: called for an entry whose runtime fails, which then has no latency.
 
     Returns:
-        Latency by (target, precision).
+        Latency by key, in the order of the entries.
 
     Raises:
         ConversionError: a runtime failed, and `lost` was not given.
@@ -74,13 +77,14 @@ def measure_latency(
         for probe in probes:
             probe.start(threads)
         for probe in probes:
-            probe.warm_up(image, warmup)
+            probe.time(warmup)
+            probe.timings.clear()
         for count in _split(runs, ROUNDS):
             for probe in probes:
-                probe.time(image, count)
+                probe.time(count)
             progress()
     return {
-        (probe.entry.target, probe.entry.precision): replace(
+        probe.entry.key: replace(
             _summary(probe.timings, probe.loaded), threads=threads, runs=runs, warmup=warmup
         )
         for probe in probes
@@ -88,14 +92,14 @@ def measure_latency(
     }
 
 
-class _Probe:
+class _Probe(Generic[Key]):
     """One entry, its process and its timings; after a failure it does nothing more."""
 
     def __init__(
         self,
-        entry: Entry,
+        entry: Entry[Key],
         stack: ExitStack,
-        lost: Callable[[Entry, TinyVitEdgeError], None] | None,
+        lost: Callable[[Entry[Key], TinyVitEdgeError], None] | None,
     ) -> None:
         self.entry, self.timings = entry, list[Timing]()
         self.loaded: Loaded | None = None
@@ -109,15 +113,10 @@ class _Probe:
             self._process = self._stack.enter_context(process)
             self.loaded = process.load(entry.artifact)
 
-    def warm_up(self, image: FloatArray, runs: int) -> None:
+    def time(self, runs: int) -> None:
         with self._guarded():
             if self._process is not None:
-                self._process.time(image, runs)
-
-    def time(self, image: FloatArray, runs: int) -> None:
-        with self._guarded():
-            if self._process is not None:
-                self.timings.append(self._process.time(image, runs))
+                self.timings.append(self._process.time(self.entry.image, runs))
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -130,17 +129,23 @@ class _Probe:
             self._lost(self.entry, error)
 
 
+def fp32_of(key: tuple[str, str]) -> tuple[str, str]:
+    """The (target, precision) that a (target, precision) is compared with."""
+    return key[0], "fp32"
+
+
 def with_speedups(
-    latencies: Mapping[tuple[str, str], Latency],
-) -> dict[tuple[str, str], Latency]:
-    """Add each artifact's speed-up over its own target's fp32 artifact, where both are there."""
+    latencies: Mapping[Key, Latency], base_of: Callable[[Key], Key | None]
+) -> dict[Key, Latency]:
+    """Add each artifact's speed-up over its own float32 artifact, where both are there."""
     out = {}
-    for (target, precision), latency in latencies.items():
-        base = latencies.get((target, "fp32"))
+    for key, latency in latencies.items():
+        other = base_of(key)
+        base = None if other is None else latencies.get(other)
         speedup = None
         if base is not None and base.p50_ms and latency.p50_ms:
             speedup = base.p50_ms / latency.p50_ms
-        out[target, precision] = replace(latency, speedup_vs_fp32=speedup)
+        out[key] = replace(latency, speedup_vs_fp32=speedup)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,11 +224,13 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
     titles = ("bundle", "p50 ms", "p90 ms", "p99 ms", "vs fp32", "load ms", "peak MB", "cpu/wall")
     for title in titles:
         table.add_column(title, justify="left" if title == "bundle" else "right", no_wrap=True)
-    for row in rows:
+    paths = [Path(row["bundle"]).resolve() for row in rows]
+    folder = os.path.commonpath([path.parent for path in paths])
+    for row, path in zip(rows, paths, strict=True):
         latency = row["latency"]
         speedup = latency["speedup_vs_fp32"]
         table.add_row(
-            f"{row['target']}-{row['precision']}",
+            str(path.relative_to(folder)),
             *(f"{latency[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
             "-" if speedup is None else f"{speedup:.2f}x",
             *(f"{latency[key]:.0f}" for key in ("load_ms", "peak_rss_mb")),

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from tinyvit_edge._version import __version__
-from tinyvit_edge.bench import ROUNDS, Entry, latency_notes, measure_latency, with_speedups
+from tinyvit_edge.bench import (
+    ROUNDS,
+    Entry,
+    fp32_of,
+    latency_notes,
+    measure_latency,
+    with_speedups,
+)
 from tinyvit_edge.build import Cell
 from tinyvit_edge.console import QuietDisplay
 from tinyvit_edge.deploy_job import LINT, TIMING, DeployRequest, Job, convert_all, prepare
@@ -120,34 +127,36 @@ def _time_all(job: Job, rows: Sequence[Row]) -> list[Row]:
     """Time every artifact that ran and whose runtime is the real one here."""
     request, start = job.request, time.perf_counter()
     cells = {(cell.target, cell.precision.name): cell for cell in job.cells}
+    image = job.source.goldens[0].tensor[None]
     entries = []
     for row in rows:
-        cell = cells[row.target, row.precision]
+        key = row.target, row.precision
+        cell = cells[key]
         if cell.exporter.timed and row.artifact is not None:
             entries.append(
                 Entry(
+                    key=key,
                     target=row.target,
-                    precision=row.precision,
                     artifact=request.out / row.artifact,
+                    image=image,
                     options=cell.options,
                 )
             )
-    image = job.source.goldens[0].tensor[None]
     failures: dict[tuple[str, str], str] = {}
 
-    def lost(entry: Entry, error: TinyVitEdgeError) -> None:
-        failures[entry.target, entry.precision] = f"not timed: {error}"
+    def lost(entry: Entry[tuple[str, str]], error: TinyVitEdgeError) -> None:
+        failures[entry.key] = f"not timed: {error}"
 
     with job.display.track(TIMING, ROUNDS) as advance:
         latencies = with_speedups(
             measure_latency(
                 entries,
-                image,
                 threads=request.threads,
                 runs=request.runs,
                 progress=lambda: advance(1),
                 lost=lost,
-            )
+            ),
+            fp32_of,
         )
     timed = []
     for row in rows:

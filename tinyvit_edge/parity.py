@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tinyvit_edge import metrics
-from tinyvit_edge.bench import Entry, latency_notes, measure_latency, with_speedups
+from tinyvit_edge.bench import ROUNDS, Entry, latency_notes, measure_latency, with_speedups
 from tinyvit_edge.bundle import Bundle, GoldenImage, read_bundle
 from tinyvit_edge.console import QuietDisplay
 from tinyvit_edge.data import SAMPLE_SIZE, scan_folder
@@ -129,36 +129,50 @@ def check_goldens(root: Path) -> Row:
 def time_bundles(
     roots: Sequence[Path], *, threads: int, runs: int, warmup: int, display: QuietDisplay
 ) -> list[dict[str, Any]]:
-    """Time bundles against each other on the host.
+    """Time bundles, of one model or of several, against each other on the host.
+
+    Each is given its own golden image.
 
     Raises:
         InputError: a bundle is damaged, listed twice, or cannot be timed here.
         MissingDependencyError: a target's packages are missing.
     """
-    bundles = [read_bundle(root) for root in roots]
-    entries = [_entry(bundle) for bundle in bundles]
-    if len({(entry.target, entry.precision) for entry in entries}) < len(entries):
-        raise InputError("two bundles are of one target and precision: time them in two runs")
-    sizes = {bundle.preprocessing.size for bundle in bundles}
-    if len(sizes) > 1:
-        raise InputError(f"bundles of several input sizes {sorted(sizes)}: time one size a run")
-    image = bundles[0].goldens()[0].tensor[None]
-    with display.track("time", 10) as advance:
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise InputError("a bundle is listed twice: give each of them once")
+    bundles = {root: read_bundle(root) for root in roots}
+    entries = [_entry(bundle) for bundle in bundles.values()]
+    with display.track("time", ROUNDS) as advance:
         measured = measure_latency(
-            entries,
-            image,
-            threads=threads,
-            runs=runs,
-            warmup=warmup,
-            progress=lambda: advance(1),
+            entries, threads=threads, runs=runs, warmup=warmup, progress=lambda: advance(1)
         )
+    float32 = {
+        _model(bundle): root for root, bundle in bundles.items() if bundle.precision == "fp32"
+    }
+
+    def base_of(root: Path) -> Path | None:
+        bundle = bundles[root]
+        return root if bundle.precision == "fp32" else float32.get(_model(bundle))
+
     rows = []
-    for (target, precision), latency in with_speedups(measured).items():
-        quantized = parse_precision(precision).computes_in_integers
-        notes = list(latency_notes(latency, quantized=quantized))
-        head = {"target": target, "precision": precision}
-        rows.append(head | {"latency": latency.to_dict(), "notes": notes})
+    for root, latency in with_speedups(measured, base_of).items():
+        bundle = bundles[root]
+        quantized = parse_precision(bundle.precision).computes_in_integers
+        rows.append(
+            {
+                "bundle": str(root),
+                "target": bundle.target,
+                "precision": bundle.precision,
+                "latency": latency.to_dict(),
+                "notes": list(latency_notes(latency, quantized=quantized)),
+            }
+        )
     return rows
+
+
+def _model(bundle: Bundle) -> tuple[str, str, int]:
+    """What two bundles have in common that differ in precision."""
+    source = bundle.manifest["source"]
+    return bundle.target, source["sha256"], source["image_size"]
 
 
 def _row(bundle: Bundle, evaluation: Evaluation) -> Row:
@@ -213,7 +227,7 @@ def _same_contract(bundle: Bundle, contract: Preprocessing) -> Gate:
     )
 
 
-def _entry(bundle: Bundle) -> Entry:
+def _entry(bundle: Bundle) -> Entry[Path]:
     options = bundle.manifest["options"]
     target = exporter(bundle.target, **options)
     require(target)
@@ -222,9 +236,10 @@ def _entry(bundle: Bundle) -> Entry:
             f"{bundle.root}: {bundle.target} cannot be timed on this host: its runtime is not here"
         )
     return Entry(
+        key=bundle.root,
         target=bundle.target,
-        precision=bundle.precision,
         artifact=bundle.artifact,
+        image=bundle.goldens()[0].tensor[None],
         options=options,
     )
 
