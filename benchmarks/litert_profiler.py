@@ -21,8 +21,10 @@ __all__ = ["profile"]
 
 _CPU, _HOST_MEMORY, _FLOAT32, _WRITE = 1, 1, 1, 1
 _MAX_RANK = 8
-# node type, start, first, average in ms, share, running share, ...
-_LINE = re.compile(r"^\s*(\S.*?)\s+[\d.]+\s+[\d.]+\s+([\d.]+)\s+[\d.]+%\s+[\d.]+%\s")
+# node type, start, first, average in ms, share, running share, memory, times called
+_LINE = re.compile(
+    r"^\s*(\S.*?)\s+[\d.]+\s+[\d.]+\s+([\d.]+)\s+[\d.]+%\s+[\d.]+%\s+[\d.]+\s+(\d+)\s"
+)
 _Handle = ctypes.c_void_p
 
 
@@ -72,8 +74,7 @@ def profile(path: Path, image: FloatArray, *, runs: int) -> tuple[list[tuple[str
         runs: profiled runs, after as many that are not.
 
     Returns:
-        Kind and mean milliseconds of every operator, in the order that they run; and those of a
-        run.
+        Kind and mean milliseconds of every operator; and those of a run.
 
     Raises:
         InputError: LiteRT refuses the file.
@@ -110,7 +111,7 @@ def profile(path: Path, image: FloatArray, *, runs: int) -> tuple[list[tuple[str
     api.call("StopProfiler", profiler)
     summary = ctypes.c_char_p()
     api.call("GetProfileSummary", profiler, compiled, ctypes.byref(summary))
-    return list(_operators((summary.value or b"").decode())), mean
+    return list(_operators((summary.value or b"").decode(), runs)), mean
 
 
 def _buffer(api: _Library, environment: _Handle, shape: tuple[int, ...]) -> _Handle:
@@ -130,10 +131,13 @@ def _fill(api: _Library, buffer: int, image: FloatArray) -> None:
     api.call("UnlockTensorBuffer", _Handle(buffer))
 
 
-def _operators(summary: str) -> Iterator[tuple[str, float]]:
-    """Lines of the first table, which has an operator a line."""
+def _operators(summary: str, runs: int) -> Iterator[tuple[str, float]]:
+    """Lines of the first table, which has an operator a line.
+
+    Operators with the same place in several delegates share a line, which then has their average.
+    """
     table = summary.partition("Run Order")[2].partition("Top by Computation Time")[0]
     for line in table.splitlines():
         if found := _LINE.match(line):
             kind = found.group(1).removeprefix("Delegate/")
-            yield kind, float(found.group(2))
+            yield from [(kind, float(found.group(2)))] * (int(found.group(3)) // runs)
