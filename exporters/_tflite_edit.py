@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tinyvit_edge.exporters._tflite_file import TYPE
+from tinyvit_edge.attention import MOST_JOINED, in_batches
+from tinyvit_edge.exporters._tflite_file import TYPE, operator_name
 
-__all__ = ["make_int8", "new_operator", "opcode", "run_before_readers", "run_first", "stored_apart"]
+__all__ = [
+    "join_in_steps",
+    "like",
+    "make_int8",
+    "new_operator",
+    "opcode",
+    "run_before_readers",
+    "run_first",
+    "stored_apart",
+]
 
 
 def new_operator(
@@ -45,6 +55,16 @@ def opcode(model: Any, code: int, version: int) -> int:
     added.deprecatedBuiltinCode = min(code, 127)
     model.operatorCodes.append(added)
     return len(model.operatorCodes) - 1
+
+
+def like(model: Any, index: int, shape: Sequence[int], suffix: bytes) -> int:
+    """Add a tensor of another's type and scale, and give its index."""
+    tensors = model.subgraphs[0].tensors
+    made = copy.copy(tensors[index])
+    made.shape, made.shapeSignature, made.buffer = np.array(shape, np.int32), None, 0
+    made.name += suffix
+    tensors.append(made)
+    return len(tensors) - 1
 
 
 def stored_apart(model: Any, index: int, suffix: bytes, version: int) -> tuple[Any, Any]:
@@ -83,3 +103,41 @@ def run_before_readers(model: Any, index: int, operators: Iterable[Any]) -> None
         place for place, operator in enumerate(graph.operators) if index in operator.inputs
     )
     graph.operators[place:place] = operators
+
+
+def join_in_steps(model: Any) -> None:
+    """Cut every CONCATENATION of more tensors than XNNPACK takes into several.
+
+    The converter makes one of what the program joins in steps.
+    """
+    graph = model.subgraphs[0]
+    graph.operators = [
+        step
+        for operator in graph.operators
+        for step in (
+            _steps(model, operator)
+            if operator_name(model, operator) == "CONCATENATION"
+            else (operator,)
+        )
+    ]
+
+
+def _steps(model: Any, operator: Any) -> Iterator[Any]:
+    tensors, axis = model.subgraphs[0].tensors, operator.builtinOptions.axis
+    parts = [int(part) for part in operator.inputs]
+    while len(parts) > MOST_JOINED:
+        joined = []
+        for batch in in_batches(parts, MOST_JOINED):
+            if len(batch) == 1:
+                joined += batch
+                continue
+            shape = [int(size) for size in tensors[batch[0]].shape]
+            shape[axis] = sum(int(tensors[part].shape[axis]) for part in batch)
+            joined.append(like(model, batch[0], shape, b"_joined"))
+            step = copy.copy(operator)
+            step.inputs = np.array(batch, np.int32)
+            step.outputs = np.array(joined[-1:], np.int32)
+            yield step
+        parts = joined
+    operator.inputs = np.array(parts, np.int32)
+    yield operator

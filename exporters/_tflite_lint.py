@@ -93,8 +93,9 @@ def lint(path: Path) -> tuple[Finding, ...]:
             rule="one partition",
             device="XNNPACK",
             passed=partitions == 1 and not outside,
-            found=f"{partitions} partitions, {len(outside)} kinds of operator outside",
-            remedy=f"XNNPACK leaves {', '.join(outside) or 'nothing'}: use w8a8 of this package, "
-            "which keeps those in float32",
+            found=f"{partitions} partitions, {len(outside)} operators outside"
+            + "".join(f", {kind} x{count}" for kind, count in Counter(outside).items()),
+            remedy="each runs in a kernel of LiteRT, between two parts of the graph: files of this "
+            "package have none",
         ),
     )

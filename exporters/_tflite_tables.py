@@ -6,7 +6,6 @@ by its value in the converted model, and becomes the result of the operators tha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from tinyvit_edge.attention import MOST_JOINED, in_batches
 from tinyvit_edge.errors import ConversionError
 from tinyvit_edge.exporters._tflite_edit import (
+    like,
     make_int8,
     new_operator,
     run_before_readers,
@@ -84,7 +83,7 @@ def _put_together(model: Any, index: int, table: Table) -> list[Any]:
         tensors[index].buffer = buffer
         return []
     tensors[index].buffer = 0
-    strip = _like(model, index, table.integers.shape, b"_strip")
+    strip = like(model, index, table.integers.shape, b"_strip")
     tensors[strip].buffer = buffer
     heads, rows, _ = table.integers.shape
     shape = (heads, rows, table.real.shape[2])
@@ -92,50 +91,17 @@ def _put_together(model: Any, index: int, table: Table) -> list[Any]:
     parts, operators = [], []
     for number, columns in enumerate(table.columns):
         begin = _integers(model, (0, 0, columns.start))
-        parts.append(_like(model, index, shape, b"_part_%d" % number))
+        parts.append(like(model, index, shape, b"_part_%d" % number))
         operators.append(
             new_operator(model, _OP.SLICE, (strip, begin, size), parts[-1], _MOVEMENT_INT8)
         )
         operators[-1].builtinOptionsType = schema.BuiltinOptions.SliceOptions
         operators[-1].builtinOptions = schema.SliceOptionsT()
-    return operators + _joined(model, parts, index)
-
-
-def _joined(model: Any, parts: list[int], index: int) -> list[Any]:
-    """Concatenate tensors into a tensor, by as many operators as XNNPACK's limit asks for."""
-    tensors = model.subgraphs[0].tensors
-    operators = []
-    while len(parts) > 1:
-        joined = []
-        for batch in in_batches(parts, MOST_JOINED):
-            if len(batch) == 1:
-                joined += batch
-                continue
-            heads, _, columns = tensors[batch[0]].shape
-            shape = (heads, sum(tensors[part].shape[1] for part in batch), columns)
-            last = len(batch) == len(parts)
-            joined.append(index if last else _like(model, index, shape, b"_joined"))
-            operators.append(_concatenation(model, batch, joined[-1]))
-        parts = joined
-    return operators
-
-
-def _concatenation(model: Any, parts: list[int], output: int) -> Any:
-    operator = new_operator(model, _OP.CONCATENATION, parts, output, _MOVEMENT_INT8)
-    operator.builtinOptionsType = schema.BuiltinOptions.ConcatenationOptions
-    operator.builtinOptions = schema.ConcatenationOptionsT()
-    operator.builtinOptions.axis = _PARTS_AXIS
-    return operator
-
-
-def _like(model: Any, index: int, shape: tuple[int, ...], suffix: bytes) -> int:
-    """Add a tensor of another's type and scale, and give its index."""
-    tensors = model.subgraphs[0].tensors
-    made = copy.copy(tensors[index])
-    made.shape, made.shapeSignature, made.buffer = np.array(shape, np.int32), None, 0
-    made.name += suffix
-    tensors.append(made)
-    return len(tensors) - 1
+    joined = new_operator(model, _OP.CONCATENATION, parts, index, _MOVEMENT_INT8)
+    joined.builtinOptionsType = schema.BuiltinOptions.ConcatenationOptions
+    joined.builtinOptions = schema.ConcatenationOptionsT()
+    joined.builtinOptions.axis = _PARTS_AXIS
+    return [*operators, joined]
 
 
 def _integers(model: Any, values: tuple[int, ...]) -> int:

@@ -194,6 +194,7 @@ def _quantization_mode(program: Program) -> Any:
 
 def _apply_precision(model: Any, program: Program) -> None:
     from tinyvit_edge.exporters import _tflite_rewrites as rewrites
+    from tinyvit_edge.exporters._tflite_edit import join_in_steps
     from tinyvit_edge.exporters._tflite_tables import store_tables
     from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
 
@@ -216,6 +217,7 @@ def _apply_precision(model: Any, program: Program) -> None:
         if isinstance(bias, Int8AttentionBias)
     }
     store_tables(model, tables)
+    join_in_steps(model)
     if precision.weights == "float16":
         rewrites.store_half(model)
 
