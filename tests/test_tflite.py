@@ -18,10 +18,12 @@ from torch import Tensor, nn
 pytest.importorskip("litert_torch")
 pytest.importorskip("ai_edge_litert")
 
+import litert_torch
 from ai_edge_litert.interpreter import Interpreter
 
 from tinyvit_edge.errors import ConversionError, InputError
 from tinyvit_edge.exporters import _tflite_file
+from tinyvit_edge.exporters._tflite_edit import join_in_steps
 from tinyvit_edge.exporters.tflite import TfliteExporter, delegation
 from tinyvit_edge.modeling import TinyVitForImageClassification
 from tinyvit_edge.precision import PRECISIONS
@@ -90,6 +92,32 @@ def test_delegation_sees_operators_outside(
     path = tmp_path / "split.tflite"
     path.write_bytes(_tflite_file.serialise(model))
     assert delegation(path) == (2, ("GELU",))
+
+
+class _Joined(nn.Module):
+    """Multiples of the input beside each other."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([factor * x for factor in range(1, self.parts + 1)], 1)
+
+
+@pytest.mark.parametrize("parts", [6, 27])
+def test_concatenations_are_cut_to_what_xnnpack_takes(parts: int, tmp_path: Path) -> None:
+    """Oracle: the interpreter's list of operators, before and after, and PyTorch's result."""
+    module, x, path = _Joined(parts).eval(), torch.randn(1, 2, 3), tmp_path / "joined.tflite"
+    litert_torch.convert(module, sample_kwargs={"x": x}).export(str(path))
+    assert delegation(path)[1] == ("CONCATENATION",)
+    model = _tflite_file.read(path)
+    join_in_steps(model)
+    path.write_bytes(_tflite_file.serialise(model))
+    assert delegation(path) == (1, ())
+    interpreter = Interpreter(str(path))
+    (joined,) = interpreter.get_signature_runner()(x=x.numpy()).values()
+    np.testing.assert_array_equal(joined, module(x).numpy())
 
 
 def test_signature_and_tensor_names(tflite_artifacts: Callable[[str], Any]) -> None:
