@@ -28,7 +28,8 @@ from tinyvit_edge.types import FloatArray
 
 _WARM_UP = 5
 _RUN = "Method::execute"  # as ExecuTorch's trace calls it
-_NO_OPERATORS = (_RUN, "DELEGATE_CALL", "Method::init", "Program::load_method")
+# OPERATOR_CALL is around each kernel outside a delegate, which has an event of its own
+_NO_OPERATORS = (_RUN, "DELEGATE_CALL", "OPERATOR_CALL", "Method::init", "Program::load_method")
 # What XNNPACK's runtime makes of dequantize, GELU, quantize, and has no name for: there are as many
 # of it in a trace as GELUs are missing.
 _UNNAMED = {"Invalid Unary Op": "8-bit GELU, by a table"}
