@@ -108,7 +108,8 @@ def run_before_readers(model: Any, index: int, operators: Iterable[Any]) -> None
 def join_in_steps(model: Any) -> None:
     """Cut every CONCATENATION of more tensors than XNNPACK takes into several.
 
-    The converter makes one of what the program joins in steps.
+    LiteRT would run it itself, between two parts of the graph. The converter makes one of several,
+    so that it must be done here.
     """
     graph = model.subgraphs[0]
     graph.operators = [

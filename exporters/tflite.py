@@ -3,7 +3,8 @@
 The converter makes the float graph and, at ``w8a8``, folds the quantize/dequantize pairs into
 integer kernels. What it does otherwise than the recipes say is put right in its file (see
 `tinyvit_edge.exporters._tflite_rewrites`): operators that it quantized without being asked, the
-float16, weight-only and run-time int8 storage, and the types and names of input and output.
+float16, weight-only and run-time int8 storage, and the types and names of input and output; and
+concatenations of more tensors than XNNPACK takes.
 
 LiteRT's interpreter is the successor of ``tflite-runtime``, whose last release (2.14) is too old
 for these files.
@@ -80,9 +81,11 @@ class TfliteExporter:
     def export(self, program: Program, path: Path) -> Exported:
         """Write ``program`` as a ``.tflite`` file with input ``image`` and output ``logits``."""
         from tinyvit_edge.exporters import _tflite_file as tflite_file
+        from tinyvit_edge.exporters._tflite_edit import join_in_steps
 
         model = tflite_file.parse(_convert(program))
         _apply_precision(model, program)
+        join_in_steps(model)
         _check(model, program)
         _describe(model, program)
         path.write_bytes(tflite_file.serialise(model))
@@ -194,7 +197,6 @@ def _quantization_mode(program: Program) -> Any:
 
 def _apply_precision(model: Any, program: Program) -> None:
     from tinyvit_edge.exporters import _tflite_rewrites as rewrites
-    from tinyvit_edge.exporters._tflite_edit import join_in_steps
     from tinyvit_edge.exporters._tflite_tables import store_tables
     from tinyvit_edge.quantization.qdq import DynamicLinear, Int8AttentionBias, WeightOnlyLayer
 
@@ -217,7 +219,6 @@ def _apply_precision(model: Any, program: Program) -> None:
         if isinstance(bias, Int8AttentionBias)
     }
     store_tables(model, tables)
-    join_in_steps(model)
     if precision.weights == "float16":
         rewrites.store_half(model)
 
